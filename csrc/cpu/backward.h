@@ -1,0 +1,219 @@
+#pragma once
+
+#include "scores.h"
+
+// Backward, one block of queries of one head at a time; P is recomputed from the saved LSE.
+//
+//   delta = rowsum(dO * O) - dLSE
+//   for each step of 64 keys that the block sees:
+//     P^T  = e^(S^T - lse)             S^T as in the forward
+//     dP^T = V dO^T                    (dropout: dP * Z and P * Z with Z = 0 or 1 / keep)
+//     dS^T = P^T * (dP^T - delta)      times the softcap's slope, times scale
+//     dV  += P^T dO,  dK += dS^T Q     in the accumulators shared by all queries: see Turnstile
+//     dQ^T += K^T dS^T
+//
+// -inf: a row that saw no key has lse = -inf; it is replaced by +inf, so that P = e^-inf = 0 and
+// every gradient of the row is 0. The same hides the unused lanes of the last block.
+namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
+
+template <class T>
+struct BackwardScratch {
+  T *Q, *Q_lanes, *dO, *dO_lanes, *dQ_lanes, *rows, *K, *V, *P, *dS, *slope, *dropout, *P_dropped,
+      *bias;
+  alignas(64) T lse[BLOCK_Q];
+  alignas(64) T delta[BLOCK_Q];
+
+  static int64_t elements(const AttentionParams& p) {
+    const int64_t qk = round_up(p.head_dim, ROW_ALIGN), v = round_up(p.value_dim, ROW_ALIGN);
+    return BLOCK_Q * (3 * qk + 2 * v + max_of(qk, v)) + BLOCK_KV * (qk + v) +
+           7 * BLOCK_KV * BLOCK_Q;
+  }
+
+  BackwardScratch(const AttentionParams& p, T* memory) {
+    const int64_t qk = round_up(p.head_dim, ROW_ALIGN), v = round_up(p.value_dim, ROW_ALIGN);
+    auto take = [&memory](int64_t count) {
+      T* taken = memory;
+      memory += count;
+      return taken;
+    };
+    Q = take(BLOCK_Q * qk);
+    Q_lanes = take(BLOCK_Q * qk);
+    dQ_lanes = take(BLOCK_Q * qk);
+    dO = take(BLOCK_Q * v);
+    dO_lanes = take(BLOCK_Q * v);
+    rows = take(BLOCK_Q * max_of(qk, v));
+    K = take(BLOCK_KV * qk);
+    V = take(BLOCK_KV * v);
+    P = take(BLOCK_KV * BLOCK_Q);
+    dS = take(BLOCK_KV * BLOCK_Q);
+    slope = take(BLOCK_KV * BLOCK_Q);
+    dropout = take(BLOCK_KV * BLOCK_Q);
+    P_dropped = take(BLOCK_KV * BLOCK_Q);
+    bias = take(2 * BLOCK_KV * BLOCK_Q);
+  }
+};
+
+// Q, dO in both layouts; lse and delta per lane.
+template <class T>
+inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
+                             BackwardScratch<T>& w) {
+  const AttentionParams& p = params.forward;
+  const int64_t b = block.b, h = block.h, row = block.q_row();
+  const Tile<T> Q = load_padded_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
+  load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
+  const Tile<T> dO =
+      load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
+  load_lanes(dO, block.rows, p.value_dim, T(1), w.dO_lanes);
+  const Tile<T> O = load_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
+  for (int64_t q = 0; q < BLOCK_Q; ++q) {
+    w.lse[q] = -NEG_INFINITY<T>;
+    w.delta[q] = T(0);
+    if (q >= block.rows) continue;
+    T dot = T(0);
+    for (int64_t d = 0; d < p.value_dim; ++d) dot += dO.data[q * dO.ld + d] * O.data[q * O.ld + d];
+    if (params.grad_lse.data != nullptr) dot -= *row_value<T>(params.grad_lse, b, h, row + q);
+    const T lse = *row_value<T>(p.lse, b, h, row + q);
+    if (lse != NEG_INFINITY<T>) w.lse[q] = lse;
+    w.delta[q] = dot;
+  }
+}
+
+// P^T into w.P, dS^T (before the softcap's slope and the scale) into w.dS.
+template <class T>
+inline void compute_score_gradients(const QueryBlock<T>& block, const KeyStep& step,
+                                    const Tile<T>& K, const Tile<T>& V, BackwardScratch<T>& w) {
+  using Vector = Vec<T>;
+  const AttentionParams& p = block.params;
+  compute_scores(block, step, K, w.Q_lanes, w.P, w.slope, w.bias);
+  gemm<T, AOrder::ROWS, false>(step.count(), block.vecs, p.value_dim, V.data, V.ld, w.dO_lanes,
+                               BLOCK_Q, w.dS, BLOCK_Q);
+  if (p.dropout.threshold != 0) {
+    dropout_factors(block, step, w.dropout);
+    multiply_tile(w.dropout, step.count(), block.vecs, w.dS);
+  }
+  const Vector log2e = Vector::broadcast(LOG2_E<T>);
+  for (int64_t n = 0; n < block.vecs; ++n) {
+    const Vector lse = Vector::load(w.lse + n * Vector::WIDTH);
+    const Vector delta = Vector::load(w.delta + n * Vector::WIDTH);
+    for (int64_t j = 0; j < step.count(); ++j) {
+      const int64_t at = j * BLOCK_Q + n * Vector::WIDTH;
+      const Vector weight = exp2((Vector::load(w.P + at) - lse) * log2e);
+      weight.store(w.P + at);
+      (weight * (Vector::load(w.dS + at) - delta)).store(w.dS + at);
+    }
+  }
+}
+
+// dS^T <- dS^T * slope * scale: from the gradient of the final scores to that of Q K^T.
+template <class T>
+inline void gradient_before_scale(const QueryBlock<T>& block, const KeyStep& step,
+                                  BackwardScratch<T>& w) {
+  using Vector = Vec<T>;
+  if (block.params.softcap > 0) multiply_tile(w.slope, step.count(), block.vecs, w.dS);
+  const Vector scale = Vector::broadcast(T(block.params.scale));
+  for (int64_t j = 0; j < step.count(); ++j) {
+    for (int64_t n = 0; n < block.vecs; ++n) {
+      const int64_t at = j * BLOCK_Q + n * Vector::WIDTH;
+      (Vector::load(w.dS + at) * scale).store(w.dS + at);
+    }
+  }
+}
+
+// dK and dV of a block of keys are sums over blocks of queries (and over the query heads of a
+// group). Several threads add to them, each in its turn: first come the blocks of the group's
+// first head in ascending order, then those of the next. So the result does not depend on the
+// number of threads, and neither atomics nor a copy per thread is needed. Threads follow each
+// other through the keys one step apart; work is claimed in the order of the turns, so whoever is
+// waited for is already running.
+struct Turnstile {
+  int32_t* done;  // per block of keys: how many blocks of queries have added theirs
+  int64_t turn;
+
+  Turnstile(int32_t* counters, const Sequence& seq, int64_t group_head, int64_t q_block,
+            int64_t key_block)
+      : done(counters + key_block) {
+    const Range queries = band_q_range(seq.band, key_block * BLOCK_KV,
+                                       min_of((key_block + 1) * BLOCK_KV, seq.len_k), seq.len_q);
+    const int64_t first = queries.begin / BLOCK_Q;
+    const int64_t visits = (queries.end + BLOCK_Q - 1) / BLOCK_Q - first;
+    turn = group_head * visits + q_block - first;
+  }
+  void wait() const {
+    for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != turn; ++spins) {
+      if (spins > 1000) yield_thread();
+    }
+  }
+  void leave() const { __atomic_store_n(done, static_cast<int32_t>(turn + 1), __ATOMIC_RELEASE); }
+};
+
+template <class T>
+inline void write_query_gradient(const BackwardParams& params, const QueryBlock<T>& block,
+                                 BackwardScratch<T>& w) {
+  const AttentionParams& p = params.forward;
+  const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
+  transpose(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
+  for (int64_t q = 0; q < block.rows; ++q) {
+    const int64_t row = block.q_row() + q;
+    char* dq = const_cast<char*>(row_pointer(params.grad_query, p.dtype, block.b, block.h, row));
+    store_row(w.rows + q * ld, T(1), p.dtype, p.head_dim, dq);
+    *row_value<T>(params.delta, block.b, block.h, row) = w.delta[q];
+  }
+}
+
+// `turns`: the counters of this (batch, key/value head), one per block of keys, zero at the start.
+template <class T>
+inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, int64_t q_begin,
+                           int32_t* turns, void* memory) {
+  const AttentionParams& p = params.forward;
+  BackwardScratch<T> w(p, static_cast<T*>(memory));
+  const QueryBlock<T> block(p, b, h, q_begin);
+  load_query_block(params, block, w);
+  for (int64_t i = 0; i < p.head_dim * BLOCK_Q; ++i) w.dQ_lanes[i] = T(0);
+  const int64_t group_head = h % (p.heads_q / p.heads_kv);
+  const bool drop = p.dropout.threshold != 0;
+
+  for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
+    const KeyStep step = key_step(at, block.keys);
+    const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    const Tile<T> K = load_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
+    const Tile<T> V = load_rows(p.value, p.dtype, b, block.h_kv, k_row, count, p.value_dim, w.V);
+    compute_score_gradients(block, step, K, V, w);
+    gradient_before_scale(block, step, w);
+    const T* P = w.P;
+    if (drop) {
+      std::memcpy(w.P_dropped, w.P, count * BLOCK_Q * sizeof(T));
+      multiply_tile(w.dropout, count, block.vecs, w.P_dropped);
+      P = w.P_dropped;
+    }
+    T* dV = static_cast<T*>(params.value_sum.data) + b * params.value_sum.batch +
+            block.h_kv * params.value_sum.head + k_row * params.value_sum.row;
+    T* dK = static_cast<T*>(params.key_sum.data) + b * params.key_sum.batch +
+            block.h_kv * params.key_sum.head + k_row * params.key_sum.row;
+    const Turnstile turnstile(turns, block.seq, group_head, q_begin / BLOCK_Q, at);
+    turnstile.wait();
+    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.value_dim), block.rows, P, BLOCK_Q, w.dO,
+                                round_up(p.value_dim, ROW_ALIGN), dV, params.value_sum.row);
+    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.head_dim), block.rows, w.dS, BLOCK_Q, w.Q,
+                                round_up(p.head_dim, ROW_ALIGN), dK, params.key_sum.row);
+    turnstile.leave();
+    gemm<T, AOrder::COLUMNS, true>(p.head_dim, block.vecs, count, K.data, K.ld, w.dS, BLOCK_Q,
+                                   w.dQ_lanes, BLOCK_Q);
+  }
+  write_query_gradient(params, block, w);
+}
+
+// One row of dK and dV from the accumulators to the tensors.
+template <class T>
+inline void finish_key_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+  const AttentionParams& p = params.forward;
+  const T* dK = static_cast<const T*>(params.key_sum.data) + b * params.key_sum.batch +
+                h * params.key_sum.head + row * params.key_sum.row;
+  const T* dV = static_cast<const T*>(params.value_sum.data) + b * params.value_sum.batch +
+                h * params.value_sum.head + row * params.value_sum.row;
+  store_row(dK, T(1), p.dtype, p.head_dim,
+            const_cast<char*>(row_pointer(params.grad_key, p.dtype, b, h, row)));
+  store_row(dV, T(1), p.dtype, p.value_dim,
+            const_cast<char*>(row_pointer(params.grad_value, p.dtype, b, h, row)));
+}
+
+}  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

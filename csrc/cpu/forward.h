@@ -1,0 +1,158 @@
+#pragma once
+
+#include "scores.h"
+
+// Forward: out = softmax(scores) V by online softmax, one block of queries of one head at a time.
+//
+//   for each step of 64 keys that the block sees:
+//     S^T = K (Q^T * scale)           softcap, bias, ALiBi; masked only at the band's edges
+//     m' = max(m, column max of S^T)  alpha = e^(m - m')
+//     P^T = e^(S^T - m')              l = alpha * l + column sum of P^T
+//     O^T = alpha * O^T + V^T P^T     dropout on P between the sum and this product
+//   out = O^T / l,  lse = m + ln l
+//
+// A sink is a key with score `sink` and value 0: m and l start at (sink, 1).
+// -inf: a query that has seen no key yet has m = -inf. Shifting by 0 instead keeps every exponent
+// at e^-inf = 0, so l stays 0 and no NaN can arise; such a row ends as out 0, lse -inf.
+namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
+
+template <class T>
+struct ForwardScratch {
+  T *Q_lanes, *K, *V, *S, *O_lanes, *rows, *dropout, *bias;
+  alignas(64) T m[BLOCK_Q];
+  alignas(64) T l[BLOCK_Q];
+
+  static int64_t elements(const AttentionParams& p) {
+    const int64_t qk = round_up(p.head_dim, ROW_ALIGN), v = round_up(p.value_dim, ROW_ALIGN);
+    const int64_t widest = max_of(qk, v);
+    return BLOCK_Q * (qk + v + widest) + BLOCK_KV * (qk + v) + 4 * BLOCK_KV * BLOCK_Q;
+  }
+
+  ForwardScratch(const AttentionParams& p, T* memory) {
+    const int64_t qk = round_up(p.head_dim, ROW_ALIGN), v = round_up(p.value_dim, ROW_ALIGN);
+    auto take = [&memory](int64_t count) {
+      T* taken = memory;
+      memory += count;
+      return taken;
+    };
+    Q_lanes = take(BLOCK_Q * qk);
+    O_lanes = take(BLOCK_Q * v);
+    rows = take(BLOCK_Q * max_of(qk, v));
+    K = take(BLOCK_KV * qk);
+    V = take(BLOCK_KV * v);
+    S = take(BLOCK_KV * BLOCK_Q);
+    dropout = take(BLOCK_KV * BLOCK_Q);
+    bias = take(2 * BLOCK_KV * BLOCK_Q);
+  }
+};
+
+template <class T>
+inline void start_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+  const AttentionParams& p = block.params;
+  T sink = NEG_INFINITY<T>;
+  if (p.sinks != nullptr) sink = static_cast<const T*>(p.sinks)[block.h];
+  for (int64_t q = 0; q < BLOCK_Q; ++q) {
+    w.m[q] = sink;
+    w.l[q] = sink == NEG_INFINITY<T> ? T(0) : T(1);
+  }
+  const int64_t lanes = block.vecs * Vec<T>::WIDTH;
+  for (int64_t d = 0; d < p.value_dim; ++d) {
+    for (int64_t q = 0; q < lanes; ++q) w.O_lanes[d * BLOCK_Q + q] = T(0);
+  }
+}
+
+// One vector of queries: new maximum, weights in place of the scores, sum; O is rescaled only when
+// the maximum has moved.
+template <class T>
+inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t value_dim) {
+  using V = Vec<T>;
+  const V log2e = V::broadcast(LOG2_E<T>);
+  V top[4];
+  const V m_old = V::load(m);
+  for (V& x : top) x = m_old;
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) top[i] = V::max(top[i], V::load(s + (j + i) * BLOCK_Q));
+  }
+  for (; j < count; ++j) top[0] = V::max(top[0], V::load(s + j * BLOCK_Q));
+  const V m_new = V::max(V::max(top[0], top[1]), V::max(top[2], top[3]));
+  // -inf only while no key was visible: then shift by 0.
+  const V lowest = V::broadcast(-(sizeof(T) == 4 ? T(3.4e38f) : T(1.7e308)));
+  const V shift = V::select_less(m_new, lowest, V::broadcast(T(0)), m_new);
+
+  V sum[2] = {V::broadcast(T(0)), V::broadcast(T(0))};
+  for (j = 0; j + 2 <= count; j += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const V p = exp2((V::load(s + (j + i) * BLOCK_Q) - shift) * log2e);
+      p.store(s + (j + i) * BLOCK_Q);
+      sum[i] = sum[i] + p;
+    }
+  }
+  if (j < count) {
+    const V p = exp2((V::load(s + j * BLOCK_Q) - shift) * log2e);
+    p.store(s + j * BLOCK_Q);
+    sum[0] = sum[0] + p;
+  }
+  V l_new = sum[0] + sum[1];
+  if (!V::all_equal(m_old, m_new)) {
+    const V alpha = exp2((m_old - shift) * log2e);
+    for (int64_t d = 0; d < value_dim; ++d) {
+      (V::load(o + d * BLOCK_Q) * alpha).store(o + d * BLOCK_Q);
+    }
+    (V::fma(V::load(l), alpha, l_new)).store(l);
+  } else {
+    (V::load(l) + l_new).store(l);
+  }
+  m_new.store(m);
+}
+
+template <class T>
+inline void write_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+  const AttentionParams& p = block.params;
+  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
+  transpose(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
+  for (int64_t q = 0; q < block.rows; ++q) {
+    const T inverse = w.l[q] == T(0) ? T(0) : T(1) / w.l[q];
+    const char* out = row_pointer(p.out, p.dtype, block.b, block.h, block.q_row() + q);
+    store_row(w.rows + q * ld, inverse, p.dtype, p.value_dim, const_cast<char*>(out));
+    const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] + static_cast<T>(::log(double(w.l[q])));
+    *row_value<T>(p.lse, block.b, block.h, block.q_row() + q) = lse;
+  }
+}
+
+template <class T>
+inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_t q_begin,
+                          void* memory) {
+  ForwardScratch<T> w(p, static_cast<T*>(memory));
+  const QueryBlock<T> block(p, b, h, q_begin);
+  const Tile<T> Q =
+      load_rows(p.query, p.dtype, b, h, block.q_row(), block.rows, p.head_dim, w.rows);
+  load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
+  start_rows(block, w);
+
+  for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
+    const KeyStep step = key_step(at, block.keys);
+    const int64_t k_row = block.seq.k_start + step.begin;
+    const Tile<T> K =
+        load_rows(p.key, p.dtype, b, block.h_kv, k_row, step.count(), p.head_dim, w.K);
+    compute_scores(block, step, K, w.Q_lanes, w.S, static_cast<T*>(nullptr), w.bias);
+    for (int64_t n = 0; n < block.vecs; ++n) {
+      const int64_t at_lane = n * Vec<T>::WIDTH;
+      online_softmax_update(w.S + at_lane, step.count(), w.m + at_lane, w.l + at_lane,
+                            w.O_lanes + at_lane, p.value_dim);
+    }
+    if (p.dropout.threshold != 0) {
+      dropout_factors(block, step, w.dropout);
+      multiply_tile(w.dropout, step.count(), block.vecs, w.S);
+    }
+    const Tile<T> V =
+        load_rows(p.value, p.dtype, b, block.h_kv, k_row, step.count(), p.value_dim, w.V);
+    gemm<T, AOrder::COLUMNS, true>(p.value_dim, block.vecs, step.count(), V.data, V.ld, w.S,
+                                   BLOCK_Q, w.O_lanes, BLOCK_Q);
+  }
+  write_rows(block, w);
+}
+
+}  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+
+#include "fused_attention/params.h"
+#include "fused_attention/status.h"
+
+namespace fused_attention::cpu {
+
+// Runs body(context, worker) for worker = 0 .. workers - 1, possibly at once, and returns when all
+// are done. The binding hands in torch's own thread pool; tests hand in a loop or threads of
+// theirs.
+struct ThreadPool {
+  int threads = 1;
+  void (*run)(void* state, int workers, void (*body)(void* context, int worker),
+              void* context) = nullptr;
+  void* state = nullptr;
+};
+
+// isa: "portable", "avx2" or "avx512"; a tier that the library or the machine lacks is an error.
+Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool);
+Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool);
+
+// Tiers that this build has and this machine can run, best first, separated by commas.
+const char* available_isas();
+
+}  // namespace fused_attention::cpu

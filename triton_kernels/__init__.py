@@ -1,0 +1,1 @@
+"""Triton kernels, installed as fused_attention.triton_kernels; imports torch and triton only."""
