@@ -53,6 +53,21 @@ struct BackwardScratch {
   }
 };
 
+// sum x[i] * y[i] over n values, a multiple of ROW_ALIGN; lane by lane, so that rounding errors
+// grow with n / WIDTH only.
+template <class T>
+inline T dot(const T* x, const T* y, int64_t n) {
+  using V = Vec<T>;
+  V sum = V::broadcast(T(0));
+  for (int64_t i = 0; i < n; i += V::WIDTH) sum = V::fma(V::load(x + i), V::load(y + i), sum);
+  T lanes[V::WIDTH];
+  sum.store(lanes);
+  for (int64_t width = V::WIDTH / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
 // Q, dO in both layouts; lse and delta per lane.
 template <class T>
 inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
@@ -64,17 +79,17 @@ inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& 
   const Tile<T> dO =
       load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
   load_lanes(dO, block.rows, p.value_dim, T(1), w.dO_lanes);
-  const Tile<T> O = load_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
+  const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.lse[q] = -NEG_INFINITY<T>;
     w.delta[q] = T(0);
     if (q >= block.rows) continue;
-    T dot = T(0);
-    for (int64_t d = 0; d < p.value_dim; ++d) dot += dO.data[q * dO.ld + d] * O.data[q * O.ld + d];
-    if (params.grad_lse.data != nullptr) dot -= *row_value<T>(params.grad_lse, b, h, row + q);
+    w.delta[q] = dot(dO.data + q * dO.ld, O.data + q * O.ld, dO.ld);
+    if (params.grad_lse.data != nullptr) {
+      w.delta[q] -= *row_value<T>(params.grad_lse, b, h, row + q);
+    }
     const T lse = *row_value<T>(p.lse, b, h, row + q);
     if (lse != NEG_INFINITY<T>) w.lse[q] = lse;
-    w.delta[q] = dot;
   }
 }
 

@@ -2,7 +2,7 @@
 #define FUSED_ATTENTION_ISA avx2
 #define FUSED_ATTENTION_VEC_AVX2
 #include "kernels.h"
-//
+// The kernels, compiled by the flags and in the namespace of this instruction set.
 #include "kernel_set.h"
 
 namespace fused_attention::cpu {

@@ -1,7 +1,7 @@
 // The kernels for one instruction set; setup.py compiles this file with the matching flags.
 #define FUSED_ATTENTION_ISA portable
 #include "kernels.h"
-//
+// The kernels, compiled by the flags and in the namespace of this instruction set.
 #include "kernel_set.h"
 
 namespace fused_attention::cpu {
