@@ -1,0 +1,22 @@
+"""Fixtures of the whole test suite."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from fused_attention import masks
+
+
+@pytest.fixture(scope="session", params=["python", "native"])
+def band_algebra(request: pytest.FixtureRequest) -> ModuleType:
+    """A namespace with Band(left, right, offset) and the band_* functions of masks.py.
+
+    "native" is csrc's band.h behind pybind11, where a tile kind is a plain int.
+    """
+    if request.param == "python":
+        return masks
+    from native.build import native_module  # needs a compiler, which other tests do not
+
+    return native_module()
