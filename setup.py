@@ -103,7 +103,14 @@ class NinjaBuild(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         write_ninja_file(folder / "build.ninja", library)
         jobs = os.environ.get("MAX_JOBS")
-        command = [sys.executable, "-m", "ninja", "-C", str(folder), *(["-j", jobs] if jobs else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "ninja",
+            "-C",
+            str(folder),
+            *(["-j", jobs] if jobs else []),
+        ]
         subprocess.run(command, check=True)
 
 

@@ -12,8 +12,9 @@
 //     dV  += P^T dO,  dK += dS^T Q     in the accumulators shared by all queries: see Turnstile
 //     dQ^T += K^T dS^T
 //
-// -inf: a row that saw no key has lse = -inf; it is replaced by +inf, so that P = e^-inf = 0 and
-// every gradient of the row is 0. The same hides the unused lanes of the last block.
+// -inf: a row that saw no key has lse = -inf; it is replaced by +inf, so that P = e^-inf = 0, and
+// its dO and delta by 0 (what comes from above may be NaN: the derivative of logaddexp at -inf is),
+// so every gradient of the row is 0. The same hides the unused lanes of the last block.
 namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 template <class T>
@@ -76,20 +77,25 @@ inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& 
   const int64_t b = block.b, h = block.h, row = block.q_row();
   const Tile<T> Q = load_padded_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
   load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
-  const Tile<T> dO =
-      load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
-  load_lanes(dO, block.rows, p.value_dim, T(1), w.dO_lanes);
+  const int64_t dO_ld = round_up(p.value_dim, ROW_ALIGN);
+  load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
+  for (int64_t q = 0; q < block.rows; ++q) {
+    if (*row_value<T>(p.lse, b, h, row + q) != NEG_INFINITY<T>) continue;
+    for (int64_t d = 0; d < dO_ld; ++d) w.dO[q * dO_ld + d] = T(0);
+  }
+  load_lanes(Tile<T>{w.dO, dO_ld}, block.rows, p.value_dim, T(1), w.dO_lanes);
   const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.lse[q] = -NEG_INFINITY<T>;
     w.delta[q] = T(0);
     if (q >= block.rows) continue;
-    w.delta[q] = dot(dO.data + q * dO.ld, O.data + q * O.ld, dO.ld);
+    const T lse = *row_value<T>(p.lse, b, h, row + q);
+    if (lse == NEG_INFINITY<T>) continue;
+    w.lse[q] = lse;
+    w.delta[q] = dot(w.dO + q * dO_ld, O.data + q * O.ld, dO_ld);
     if (params.grad_lse.data != nullptr) {
       w.delta[q] -= *row_value<T>(params.grad_lse, b, h, row + q);
     }
-    const T lse = *row_value<T>(p.lse, b, h, row + q);
-    if (lse != NEG_INFINITY<T>) w.lse[q] = lse;
   }
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from fused_attention import _ext, backends
 
 FUSED = tuple(info.name for info in backends() if info.available and info.name != "reference")

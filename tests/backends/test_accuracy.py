@@ -8,9 +8,10 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_case import AttentionCase
-from fused_attention import attention, attention_varlen
 from hypothesis import HealthCheck, given, settings
 from shapes import CASES, DTYPES, attention_cases
+
+from fused_attention import attention, attention_varlen
 
 
 def compute(case: AttentionCase, backend: str, seed: int = 0):

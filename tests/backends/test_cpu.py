@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from fused_attention import Band, _ext, attention, attention_varlen, merge_attention
 from fused_attention.backends import cpu
 from fused_attention.backends.call import Call
@@ -84,6 +85,19 @@ def test_nan_in_a_query_reaches_its_own_row_only(fused_backend):
     assert out[0, 0, 5].isnan().all() and lse[0, 0, 5].isnan()
     out[0, 0, 5] = lse[0, 0, 5] = 0
     assert out.isfinite().all() and lse.isfinite().all()
+
+
+def test_dead_rows_give_zero_whatever_comes_from_above(fused_backend):
+    """The derivative of logaddexp(-inf, -inf) is NaN, and so may be what follows a dead row."""
+    query, key, value = (torch.randn(1, 1, 9, 16, requires_grad=True) for _ in range(3))
+    band = Band.causal(offset=-3)  # the first three queries see no key
+    out, lse = attention(query, key, value, band=band, return_lse=True, backend=fused_backend)
+    grad_out, grad_lse = torch.randn_like(out), torch.randn_like(lse)
+    clean = torch.autograd.grad((out, lse), (query, key, value), (grad_out, grad_lse), True)
+    grad_out[:, :, :3] = grad_lse[:, :, :3] = torch.nan
+    dirty = torch.autograd.grad((out, lse), (query, key, value), (grad_out, grad_lse))
+    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    assert (dirty[0][:, :, :3] == 0).all()
 
 
 def test_huge_scores_stay_finite(fused_backend):

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from attention_case import AttentionCase
-from fused_attention import Band, attention, attention_varlen
 from torch.utils.data import DataLoader, Dataset
+
+from fused_attention import Band, attention, attention_varlen
 
 CASES = (
     AttentionCase("one_head", batch=1, heads_q=1, len_q=500, len_k=700, head_dim=40),

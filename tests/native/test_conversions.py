@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from native.build import native_module
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
@@ -18,7 +19,9 @@ def random_floats() -> np.ndarray:
     """Random bit patterns, and neighbours of every fp16 value and of every midpoint."""
     random = np.random.default_rng(0).integers(0, 1 << 32, 300_000, dtype=np.uint32)
     halves = ALL_BITS.view(np.float16).astype(np.float32)
-    middles = (halves[:-1].astype(np.float64) + halves[1:].astype(np.float64)).astype(np.float32) / 2
+    middles = (halves[:-1].astype(np.float64) + halves[1:].astype(np.float64)).astype(
+        np.float32
+    ) / 2
     values = np.concatenate([random.view(np.float32), halves, middles])
     with np.errstate(invalid="ignore"):
         return np.concatenate([values, np.nextafter(values, np.inf), np.nextafter(values, -np.inf)])

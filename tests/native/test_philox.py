@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from fused_attention.reference import dropout_keep_mask, dropout_threshold, philox4x32
 from native.build import native_module
 

@@ -1,0 +1,53 @@
+"""The backends, best first; each says of a problem why it cannot run it, and runs it if it can."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from fused_attention.backends import cpu, reference
+from fused_attention.backends.call import Call, Gradients
+
+if TYPE_CHECKING:
+    from fused_attention.problem import Problem
+
+
+class Backend(Protocol):
+    """What a module of this package offers. It obeys: checks and choices were made above it."""
+
+    @property
+    def NAME(self) -> str: ...  # noqa: N802
+
+    def why_not(self, problem: Problem) -> list[str]:
+        """Every reason why this backend cannot run `problem`; empty if it can."""
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        """out and lse, laid out as `call.empty_out()` and `call.empty_lse()`."""
+
+    def backward(
+        self,
+        call: Call,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        needs_bias_grad: bool,
+    ) -> Gradients:
+        """Gradients, query's, key's and value's laid out by `empty_like_layout`."""
+
+
+ORDER: tuple[Backend, ...] = (cpu, reference)
+_BY_NAME = {backend.NAME: backend for backend in ORDER}
+
+
+def get(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _BY_NAME:
+        names = ", ".join(repr(known) for known in _BY_NAME)
+        raise ValueError(f"backend: must be one of {names} or None, got {name!r}")
+    return _BY_NAME[name]

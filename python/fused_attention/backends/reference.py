@@ -1,0 +1,104 @@
+"""The formulas of reference.py as a backend: any device, any floating dtype, O(Lq * Lk) memory."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fused_attention.backends.call import Call, Gradients
+from fused_attention.reference import (
+    AttentionGradients,
+    attention_backward_reference,
+    attention_reference,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from fused_attention.problem import Problem
+
+NAME = "reference"
+
+
+def why_not(problem: Problem) -> list[str]:
+    """Nothing: it stands last in the order and takes what no fused backend does."""
+    return []
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """out and lse of one call."""
+    with without_autocast(call.query):
+        out, lse = attention_reference(call.query, call.key, call.value, **_keywords(call))
+    return call.empty_out().copy_(out), call.empty_lse().copy_(lse)
+
+
+def backward(
+    call: Call,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    needs_bias_grad: bool,
+) -> Gradients:
+    """Gradients of one call, from the formula rather than by autograd."""
+    with without_autocast(call.query):
+        grads = differentiable_backward((grad_out, grad_lse), call, (out, lse))
+    return Gradients(
+        _laid_out(grads.query, call.query),
+        _laid_out(grads.key, call.key),
+        _laid_out(grads.value, call.value),
+        _laid_out(grads.bias, call.bias) if grads.bias is not None and needs_bias_grad else None,
+        grads.sinks,
+    )
+
+
+def differentiable_backward(
+    grads: Sequence[Tensor | None], call: Call, results: Sequence[Tensor]
+) -> AttentionGradients:
+    """The gradients as a formula that autograd can differentiate: every backend's double backward.
+
+    Args:
+        grads: grad_out and grad_lse.
+        call: the forward's call.
+        results: out and lse, variables of their own.
+    """
+    grad_out, grad_lse = grads
+    assert grad_out is not None
+    return attention_backward_reference(
+        grad_out, grad_lse, call.query, call.key, call.value, *results, **_keywords(call)
+    )
+
+
+def _laid_out(grad: Tensor, tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return torch.empty_like(tensor).copy_(grad)
+
+
+def _keywords(call: Call) -> dict[str, Any]:
+    """The call's features as the keyword arguments of reference.py."""
+    return {
+        "band": call.band,
+        "scale": call.scale,
+        "bias": call.bias,
+        "alibi_slopes": call.alibi_slopes,
+        "softcap": call.softcap,
+        "sinks": call.sinks,
+        "dropout_p": call.dropout_p,
+        "rng_state": call.rng_state,
+        "kv_lengths": call.kv_lengths,
+        "cu_seqlens_q": call.cu_seqlens_q,
+        "cu_seqlens_k": call.cu_seqlens_k,
+        "band_offsets": call.band_offsets,
+    }
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Inside an operator the dtypes are settled; autocast would lower the fp32 products again."""
+    device_type = tensor.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
