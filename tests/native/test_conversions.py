@@ -18,12 +18,10 @@ def as_torch(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 def random_floats() -> np.ndarray:
     """Random bit patterns, and neighbours of every fp16 value and of every midpoint."""
     random = np.random.default_rng(0).integers(0, 1 << 32, 300_000, dtype=np.uint32)
-    halves = ALL_BITS.view(np.float16).astype(np.float32)
-    middles = (halves[:-1].astype(np.float64) + halves[1:].astype(np.float64)).astype(
-        np.float32
-    ) / 2
-    values = np.concatenate([random.view(np.float32), halves, middles])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        halves = ALL_BITS.view(np.float16).astype(np.float32)
+        middles = halves[:-1] / 2 + halves[1:] / 2
+        values = np.concatenate([random.view(np.float32), halves, middles])
         return np.concatenate([values, np.nextafter(values, np.inf), np.nextafter(values, -np.inf)])
 
 

@@ -72,7 +72,7 @@ class Gradients(NamedTuple):
 
 
 def empty_like_layout(tensor: Tensor, last_dim: int) -> Tensor:
-    """Empty tensor of `tensor`'s shape but for the last dimension, dense in the same dimension order.
+    """Empty tensor of `tensor`'s shape but for the last dimension, dense in the same order of dims.
 
     A [B, H, L, D] view of a [B, L, H, D] tensor gives such a view again, so that what follows
     (usually a transpose and a reshape) costs nothing.
