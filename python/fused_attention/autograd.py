@@ -1,0 +1,260 @@
+"""The two operators of the package, and how they behave under torch's transforms.
+
+    fused_attention::forward(<tensors>, <scalars>, backend) -> (out, lse)
+    fused_attention::backward(grad_out, grad_lse, <tensors>, out, lse, <scalars>, backend,
+                              bias_grad) -> (dq, dk, dv, dbias, dsinks)
+
+<tensors> and <scalars> are the fields of Call. Which backend runs is an argument. backward is
+forward's derivative; its own is that of the formulas in reference.py, with out and lse as
+variables, so that double backward is exact. `lse` is differentiable like `out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from fused_attention.backends import get, reference
+from fused_attention.backends.call import Call
+from fused_attention.batching import (
+    BACKWARD_TENSORS,
+    FORWARD_TENSORS,
+    backward_rule,
+    forward_rule,
+    join_backward,
+    row_contiguous,
+    split_backward,
+)
+from fused_attention.checks import check_values
+
+_TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
+    "Tensor? kv_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? band_offsets, "
+    "Tensor? rng_state"
+)
+_SCALARS = (
+    "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float softcap, SymInt left, "
+    "SymInt right, SymInt offset, float dropout_p, str backend"
+)
+
+# Raw definitions: torch.library.custom_op costs several microseconds more per call.
+_library = torch.library.Library("fused_attention", "FRAGMENT")
+_library.define(f"forward({_TENSORS}, {_SCALARS}) -> (Tensor out, Tensor lse)")
+_library.define(
+    f"backward(Tensor grad_out, Tensor? grad_lse, {_TENSORS}, Tensor out, Tensor lse, {_SCALARS}, "
+    "bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)"
+)
+forward_op = torch.ops.fused_attention.forward.default
+backward_op = torch.ops.fused_attention.backward.default
+
+# Where forward's arguments have gradients, in the order of backward's results.
+_BIAS = Call._fields.index("bias")
+_DIFFERENTIABLE = tuple(map(Call._fields.index, ("query", "key", "value", "bias", "sinks")))
+
+
+def attend(call: Call, backend: str, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    """out and lse of one call by the backend of this name; saves nothing without `needs_grad`."""
+    args = (*call, backend)
+    results: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling() or _transforms_active():
+        results = forward_op(*args)
+    elif needs_grad:  # what the operator does, without a second way through the dispatcher
+        results = _Forward.apply(*args)  # type: ignore[attr-defined]
+    else:
+        results = _below_autograd(forward_op, args)
+    return results
+
+
+def _transforms_active() -> bool:
+    """Whether torch.func or forward-mode differentiation may need the autograd kernels."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    call = Call(*args[:-1])
+    check_values(call)
+    return get(args[-1]).forward(call)
+
+
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    (grad_out, grad_lse), call, (out, lse), (backend, bias_grad) = split_backward(args)
+    # Autograd hands on gradients of any layout: that of out.sum() is one expanded number.
+    grads = get(backend).backward(
+        call,
+        row_contiguous(grad_out),
+        None if grad_lse is None else grad_lse.contiguous(),
+        row_contiguous(out),
+        lse.contiguous(),
+        bias_grad,
+    )
+    return (
+        *grads[:3],
+        call.query.new_empty(0) if grads.bias is None else grads.bias,
+        call.query.new_empty(0) if grads.sinks is None else grads.sinks,
+    )
+
+
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call = Call(*args[:-1])
+    return call.empty_out(), call.empty_lse()
+
+
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    _, call, _, (_, bias_grad) = split_backward(args)
+    bias = call.bias if bias_grad else None
+    return tuple(
+        call.query.new_empty(0) if tensor is None else torch.empty_like(tensor)
+        for tensor in (call.query, call.key, call.value, bias, call.sinks)
+    )
+
+
+class _Forward(_SingleLevelFunction):
+    """fused_attention::forward with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _one_level_down(forward_op, args)
+        ctx.save_for_backward(*args[:FORWARD_TENSORS], out, lse)
+        ctx.scalars = args[FORWARD_TENSORS:]
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * len(needed)
+        *tensors, out, lse = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        *scalars, backend = ctx.scalars
+        call, bias_grad = Call(*tensors, *scalars), needed[_BIAS]
+        args = join_backward((grad_out, grad_lse), call, (out, lse), (backend, bias_grad))
+        if torch.is_grad_enabled() or _transforms_active():
+            found = backward_op(*args)
+        else:
+            found = _below_autograd(backward_op, args)
+        for index, grad in zip(_DIFFERENTIABLE, found, strict=True):
+            if needed[index]:
+                grads[index] = grad
+        return tuple(grads)
+
+
+class _Backward(_SingleLevelFunction):
+    """fused_attention::backward with the double backward."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = _one_level_down(backward_op, args)
+        ctx.mark_non_differentiable(*(result for result in results if result.shape == (0,)))
+        ctx.save_for_backward(*args[:BACKWARD_TENSORS])
+        ctx.scalars = args[BACKWARD_TENSORS:]
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad
+        variables = [tensor for tensor, needed in zip(tensors, wanted, strict=False) if needed]
+        known = [cotangent for cotangent in cotangents if cotangent is not None]
+        if not known:
+            return (None,) * len(wanted)
+
+        def formula(*values: Tensor) -> tuple[Tensor, ...]:
+            given = iter(values)
+            mixed = [
+                next(given) if needed else tensor
+                for tensor, needed in zip(tensors, wanted, strict=False)
+            ]
+            grads, call, results, _ = split_backward([*mixed, *ctx.scalars])
+            found = reference.differentiable_backward(grads, call, results)
+            return tuple(
+                grad
+                for grad, cotangent in zip(found, cotangents, strict=True)
+                if cotangent is not None and grad is not None
+            )
+
+        with reference.without_autocast(known[0]):
+            second = iter(_pull_back(formula, variables, known))
+        return tuple(next(second) if needed else None for needed in wanted)
+
+
+def _pull_back(
+    formula: Callable[..., tuple[Tensor, ...]], variables: list[Tensor], cotangents: list[Tensor]
+) -> Sequence[Tensor | None]:
+    """The vector-Jacobian product of the formula, as if no variable depended on another."""
+    with torch.enable_grad():
+        views = [variable.view_as(variable) for variable in variables]
+        if _transforms_active() or not all(view.requires_grad for view in views):
+            # Of a torch.func level, perhaps one that is gone. Not for all: vjp imports Dynamo.
+            second: tuple[Tensor, ...] = torch.func.vjp(formula, *variables)[1](tuple(cotangents))
+            return second
+        outputs = formula(*views)
+    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
+    return torch.autograd.grad(
+        [output for output, _ in pairs],
+        views,
+        [cotangent for _, cotangent in pairs],
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,
+    )
+
+
+def _one_level_down(op: Any, args: Sequence[Any]) -> Any:
+    """The operator inside an autograd function, which runs with gradients off.
+
+    That is right for plain tensors; the outer levels of torch.func have yet to record theirs.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return _below_autograd(op, args)
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        return _below_autograd(op, args)
+
+
+def _below_autograd(op: Any, args: Sequence[Any]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _autograd_kernel(function: Any, op: Any) -> Callable[..., Any]:
+    """The operator's kernel for the Autograd key.
+
+    torch.library.register_autograd would do, but for three things: each call with gradients costs
+    200 us more for this many arguments, torch.func.grad fails, and forward-mode tangents vanish.
+    """
+
+    def kernel(*args: Any) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+            raise NotImplementedError(
+                f"{op}: has no forward-mode derivative; use reverse mode (torch.func.grad, vjp, "
+                "jacrev) or fused_attention.reference.attention_reference"
+            )
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            # Inside torch.func this kernel runs for one level of its transforms at a time.
+            with enable_single_level_autograd_function():
+                return function.apply(*args)
+        return _below_autograd(op, args)
+
+    return kernel
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+for _name, _op, _body, _fake, _function, _rule in (
+    ("forward", forward_op, _forward, _forward_fake, _Forward, forward_rule),
+    ("backward", backward_op, _backward, _backward_fake, _Backward, backward_rule),
+):
+    _library.impl(_name, _body, "CompositeExplicitAutograd")
+    _library.impl(_name, _autograd_kernel(_function, _op), "Autograd")
+    torch.library.register_fake(f"fused_attention::{_name}", _fake, lib=_library)
+    torch.library.register_vmap(f"fused_attention::{_name}", _rule(_op), lib=_library)
