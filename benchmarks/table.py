@@ -1,0 +1,183 @@
+"""Reports as tables, and the measured table of README.md.
+
+python -m fused_attention.benchmarks.table                    prints README's table
+python -m fused_attention.benchmarks.table --write README.md  rewrites README's table from them
+python -m fused_attention.benchmarks.table --check README.md  fails when README says otherwise
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .contenders import CONTENDERS, NAIVE, OURS, SDPA
+from .markdown import block_command, markdown_table
+from .memory import MIB, MemoryResult
+from .run import Report, load
+
+RESULTS = Path(__file__).resolve().parent / "results"
+README_MARKER = "measured"
+# A result is marked when other programs kept more than this many cores busy during it.
+QUIET_CORES = 0.25
+NOISE_NOTE = f"* other programs kept more than {QUIET_CORES} cores busy meanwhile."
+
+MEMORY_HEADING = (
+    "Peak memory of a call with its inputs, 1 head, D 64, fp32 (least: inputs and outputs alone)"
+)
+TIME_HEADERS = (
+    "Case",
+    "Pass",
+    "ours, ms",
+    "naive, ms",
+    "SDPA, ms",
+    "vs naive",
+    "vs SDPA",
+    "of limit",
+)
+SUMMARY_HEADERS = (
+    "Case",
+    "forward, ms",
+    "vs naive",
+    "vs SDPA",
+    "backward, ms",
+    "vs naive",
+    "vs SDPA",
+)
+MEMORY_HEADERS = (
+    "Length",
+    "Pass",
+    "ours, MiB",
+    "naive, MiB",
+    "SDPA, MiB",
+    "ours / least",
+)
+
+
+def time_rows(report: Report, threads: int) -> list[list[str]]:
+    """One row of cells for each result at this thread count, under TIME_HEADERS."""
+    rows = []
+    for result in report["results"]:
+        if result["threads"] != threads:
+            continue
+        times = [_time_cell(result["contenders"][c.name]) for c in CONTENDERS]
+        speedups = [_times_cell(result["speedup"].get(name)) for name in (NAIVE, SDPA)]
+        name = result["name"] + ("*" if is_noisy(result) else "")
+        rows.append([name, result["direction"], *times, *speedups, _percent(result["limit_share"])])
+    return rows
+
+
+def memory_rows(report: Report) -> list[list[str]]:
+    """One row of cells for each length and pass, under MEMORY_HEADERS."""
+    results = [MemoryResult.from_dict(values) for values in report["memory"]]
+    rows = []
+    for case in dict.fromkeys(result.case for result in results):
+        found = {result.contender: result for result in results if result.case == case}
+        ours = found[OURS]
+        ratio = "—" if ours.ratio is None else f"{ours.ratio:.2f}"
+        cells = [_memory_cell(found.get(c.name)) for c in CONTENDERS]
+        direction = "forward + backward" if case.backward else "forward"
+        rows.append([str(case.len_q), direction, *cells, ratio])
+    return rows
+
+
+def unmeasured_memory(report: Report) -> list[str]:
+    """Why our own peak memory is missing, where it is; each reason once."""
+    return list(
+        dict.fromkeys(
+            f"peak memory not measured: {values['reason']}"
+            for values in report["memory"]
+            if values["contender"] == OURS and values["reason"] is not None
+        )
+    )
+
+
+def thread_counts(report: Report) -> list[int]:
+    return sorted({result["threads"] for result in report["results"]})
+
+
+def is_noisy(result: dict[str, Any]) -> bool:
+    return (result["load"]["other_cores"] or 0.0) > QUIET_CORES
+
+
+def machine_line(report: Report) -> str:
+    """One sentence: on what, with what and when the report was measured."""
+    machine = report["machine"]
+    revision = f", revision {machine['revision']}" if machine["revision"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']} "
+        f"({machine['torch_isa']}), {machine['date']}{revision}."
+    )
+
+
+def summary_rows(report: Report, threads: int) -> list[list[str]]:
+    """One row of cells for each case, forward and backward side by side, under SUMMARY_HEADERS."""
+    rows: dict[str, list[str]] = {}
+    for result in report["results"]:
+        if result["threads"] != threads:
+            continue
+        name = result["name"] + ("\\*" if is_noisy(result) else "")
+        row = rows.setdefault(result["name"], [name, *["—"] * (len(SUMMARY_HEADERS) - 1)])
+        row[0] = max(row[0], name, key=len)
+        speedups = [_times_cell(result["speedup"].get(peer)) for peer in (NAIVE, SDPA)]
+        begin = 1 if result["direction"] == "forward" else 4
+        row[begin : begin + 3] = [_time_cell(result["contenders"][OURS]), *speedups]
+    return list(rows.values())
+
+
+def report_markdown(report: Report) -> str:
+    """What README shows of a report: its largest thread count and its peak memory."""
+    threads = max(thread_counts(report))
+    rows = summary_rows(report, threads)
+    parts = [
+        f"Set `{report['set']}`, {threads} thread{'s' if threads > 1 else ''}: "
+        f"{machine_line(report)}",
+        markdown_table(SUMMARY_HEADERS, rows, left=1),
+    ]
+    if any("\\*" in row[0] for row in rows):
+        parts.append(f"\\{NOISE_NOTE}")
+    if report["memory"]:
+        parts += [f"{MEMORY_HEADING}:", markdown_table(MEMORY_HEADERS, memory_rows(report))]
+    return "\n\n".join(parts)
+
+
+def stored_markdown(results: Path = RESULTS) -> str:
+    """All stored reports, in the order of their file names."""
+    reports = [load(path) for path in sorted(results.glob("*.json"))]
+    return "\n\n".join(map(report_markdown, reports)) or "No results are stored yet."
+
+
+def _time_cell(entry: dict[str, Any]) -> str:
+    if entry["status"] == "ok":
+        milliseconds = entry["median_s"] * 1e3
+        return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
+    return "—" if entry["status"] == "skipped" else entry["status"]
+
+
+def _times_cell(ratio: float | None) -> str:
+    return "—" if ratio is None else f"{ratio:.2f}x"
+
+
+def _percent(share: float | None) -> str:
+    return "—" if share is None else f"{share * 100:.0f} %"
+
+
+def _memory_cell(result: MemoryResult | None) -> str:
+    if result is None or result.total_bytes is None:
+        return "WRONG" if result is not None and result.reason == "WRONG" else "—"
+    return f"{result.total_bytes / MIB:.1f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return block_command(
+        arguments,
+        program="python -m fused_attention.benchmarks.table",
+        description="Print the stored benchmark results, or keep README's table equal to them.",
+        marker=README_MARKER,
+        make_block=stored_markdown,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
