@@ -21,7 +21,8 @@ enum class AOrder { ROWS, COLUMNS };  // A(m, k) = a[m * lda + k] or a[m + k * l
 
 // MR x NR vectors of C stay in registers: 16 of 32 with AVX-512, 12 of 16 with AVX2 and SSE. Each
 // step of k loads NR vectors and broadcasts MR scalars for MR * NR FMAs, which keeps two load
-// ports below two FMA ports.
+// ports below two FMA ports. C is added at the end, not accumulated into: sums over thousands of
+// queries or keys then are sums of short sums, and rounding errors grow with the number of tiles.
 #if defined(FUSED_ATTENTION_VEC_AVX512)
 constexpr int MR = 8;
 #else
@@ -38,7 +39,7 @@ inline void micro_kernel(int64_t depth, const T* a, int64_t lda, const T* b, int
   for (int m = 0; m < ROWS; ++m) {
 #pragma GCC unroll 2
     for (int n = 0; n < VECS; ++n) {
-      sum[m][n] = ACCUMULATE ? V::load(c + m * ldc + n * V::WIDTH) : V::broadcast(T(0));
+      sum[m][n] = V::broadcast(T(0));
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -55,7 +56,10 @@ inline void micro_kernel(int64_t depth, const T* a, int64_t lda, const T* b, int
 #pragma GCC unroll 8
   for (int m = 0; m < ROWS; ++m) {
 #pragma GCC unroll 2
-    for (int n = 0; n < VECS; ++n) sum[m][n].store(c + m * ldc + n * V::WIDTH);
+    for (int n = 0; n < VECS; ++n) {
+      T* at = c + m * ldc + n * V::WIDTH;
+      (ACCUMULATE ? V::load(at) + sum[m][n] : sum[m][n]).store(at);
+    }
   }
 }
 

@@ -53,6 +53,8 @@ def test_random_problems_within_budget(case, fused_backend, poisoned_allocations
 
 LONG = (
     AttentionCase("long", batch=1, heads_q=1, len_q=700, len_k=1500, head_dim=64),
+    # Each gradient of a key sums over 12,000 queries: rounding must not grow with their number.
+    AttentionCase("long_sums", batch=1, heads_q=8, heads_kv=1, len_q=1500, len_k=70, head_dim=64),
     AttentionCase("long_wide", batch=1, heads_q=2, heads_kv=1, len_q=300, len_k=900, head_dim=160),
 )
 
