@@ -124,6 +124,7 @@ class PlatformWheel(bdist_wheel):
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
+    package_data={"fused_attention": ["py.typed"]},
     ext_modules=[Extension(CPU_LIBRARY, sources=[])],
     cmdclass={"build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
 )
