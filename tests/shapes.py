@@ -60,6 +60,12 @@ _BANDS = (
     AttentionCase("sliding", len_q=150, band=Band.sliding(17)),
     AttentionCase("sliding_one", len_q=40, band=Band.sliding(1)),
     AttentionCase("sliding_decode", len_q=3, len_k=150, band=Band.sliding(40)),
+    AttentionCase(
+        "grouped_decode", heads_q=70, heads_kv=1, len_q=1, len_k=150, band=Band.sliding(50)
+    ),
+    AttentionCase(
+        "grouped_decode_swapped", heads_q=6, heads_kv=2, len_q=1, len_k=70, layout="swapped"
+    ),
     AttentionCase("window", len_q=130, len_k=140, band=Band.window(9, 4)),
     AttentionCase("window_ahead", len_q=60, band=Band.window(0, None)),
     AttentionCase("window_far_away", len_q=20, len_k=90, band=Band.window(3, 3, offset=60)),

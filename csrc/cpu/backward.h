@@ -194,7 +194,7 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   const bool drop = p.dropout.threshold != 0;
 
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
-    const KeyStep step = key_step(at, block.keys);
+    const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
     const Tile<T> K = load_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const Tile<T> V = load_rows(p.value, p.dtype, b, block.h_kv, k_row, count, p.value_dim, w.V);

@@ -63,7 +63,7 @@ inline void accumulate_bias_tile(const BackwardParams& params, const BiasTile& t
     if (key_first >= key_last) continue;
     load_query_block(params, block, w);
     for (int64_t at = key_first; at < key_last; ++at) {
-      const KeyStep step = key_step(at, block.keys);
+      const KeyStep step = key_step(at, block);
       const Tile<T> K =
           load_rows(p.key, p.dtype, b, block.h_kv, step.begin, step.count(), p.head_dim, w.K);
       const Tile<T> V =

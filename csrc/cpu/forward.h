@@ -133,7 +133,7 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
   start_rows(block, w);
 
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
-    const KeyStep step = key_step(at, block.keys);
+    const KeyStep step = key_step(at, block);
     const int64_t k_row = block.seq.k_start + step.begin;
     const Tile<T> K =
         load_rows(p.key, p.dtype, b, block.h_kv, k_row, step.count(), p.head_dim, w.K);

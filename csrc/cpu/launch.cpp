@@ -140,6 +140,21 @@ AttentionParams with_longest(const AttentionParams& params) {
   return p;
 }
 
+// Decoding with grouped heads: the one query of each head of a group becomes a row of one block, so
+// that the group's keys and values are read once.
+AttentionParams with_heads_as_rows(AttentionParams p) {
+  const int64_t group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 1;
+  const bool rows_alike = p.bias.data == nullptr && p.alibi_slopes == nullptr &&
+                          p.sinks == nullptr && p.dropout.threshold == 0;
+  if (p.cu_seqlens_q != nullptr || p.len_q != 1 || group == 1 || !rows_alike) return p;
+  for (Operand* x : {&p.query, &p.out}) *x = {x->data, x->batch, x->head * group, x->head};
+  p.lse = {p.lse.data, p.lse.batch, p.lse.head * group, p.lse.head};
+  p.len_q = group;
+  p.heads_q = p.heads_kv;
+  p.rows_share_position = true;
+  return p;
+}
+
 int64_t element_size(DType dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
 }
@@ -188,7 +203,7 @@ const char* available_isas() {
 Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool) {
   const Kernels* tier = find_tier(isa);
   if (Status status = check(params, tier, isa); !status.ok) return status;
-  const AttentionParams p = with_longest(params);
+  const AttentionParams p = with_heads_as_rows(with_longest(params));
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
   clear_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
   const int64_t heads = p.batch * p.heads_q, q_blocks = blocks(p.len_q, tier->block_q);

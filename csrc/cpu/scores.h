@@ -30,6 +30,9 @@ struct QueryBlock {
         vecs(vectors<T>(rows)),
         keys(band_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)),
         full_keys(band_full_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)) {
+    if (p.rows_share_position) {
+      keys = full_keys = band_kv_range(seq.band, 0, 1, seq.len_k);
+    }
     if (p.alibi_slopes != nullptr) slope = T(p.alibi_slopes[b * p.alibi_batch + h]);
   }
 
@@ -38,15 +41,18 @@ struct QueryBlock {
 
 // Keys [begin, end) of one step. Steps lie on a fixed grid of BLOCK_KV keys, so that backward's
 // order of accumulation does not depend on the queries; inside the first one the keys before the
-// band are left out in groups of 32 (what one dropout call serves).
+// band are left out in groups of 32 (what one dropout call serves); exactly where no mask will be
+// applied because all rows see the same keys.
 struct KeyStep {
   int64_t begin, end;
   int64_t count() const { return end - begin; }
 };
 
-inline KeyStep key_step(int64_t block, const Range& keys) {
-  return {max_of(block * BLOCK_KV, keys.begin & ~int64_t{31}),
-          min_of((block + 1) * BLOCK_KV, keys.end)};
+template <class T>
+inline KeyStep key_step(int64_t at, const QueryBlock<T>& block) {
+  const int64_t group = block.params.rows_share_position ? 1 : 32;
+  return {max_of(at * BLOCK_KV, block.keys.begin / group * group),
+          min_of((at + 1) * BLOCK_KV, block.keys.end)};
 }
 
 inline float tanh_of(float x) { return tanhf(x); }

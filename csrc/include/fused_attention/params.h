@@ -57,6 +57,9 @@ struct AttentionParams {
   int64_t alibi_batch = 0;
   const void* sinks = nullptr;  // [heads_q] in the accumulation type
   Dropout dropout;
+  // All rows of a block stand at query position 0: they are the heads of a group in decoding, which
+  // share their keys. Then `heads_q` counts groups, and nothing may depend on the query head.
+  bool rows_share_position = false;
 };
 
 struct BackwardParams {
