@@ -45,6 +45,7 @@ TOP = {
     "models": {"nn"},
     "compat": {"nn", "log"},
     "integrations": {"compat", "nn", "log"},
+    "conversion": {"nn", "log"},
     "distributed": {"nn", "models"},
     "benchmarks": {"nn", "models", "compat"},
     "cli": {"nn", "models", "benchmarks", "log"},

@@ -1,9 +1,16 @@
 """Fused attention kernels for CPUs and GPUs behind one function."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
+
+if TYPE_CHECKING:
+    from fused_attention.conversion import convert
+    from fused_attention.integrations.torch_sdpa import sdpa
 
 __all__ = [
     "Band",
@@ -11,8 +18,22 @@ __all__ = [
     "attention",
     "attention_varlen",
     "backends",
+    "convert",
     "explain",
     "merge_attention",
+    "sdpa",
 ]
 
 __version__ = "0.1.0"
+
+# Doors of other rooms, which are imported when they are first used.
+_DOORS = {
+    "convert": "fused_attention.conversion",
+    "sdpa": "fused_attention.integrations.torch_sdpa",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module 'fused_attention' has no attribute {name!r}")
+    return getattr(import_module(_DOORS[name]), name)

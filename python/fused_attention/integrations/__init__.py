@@ -1,0 +1,1 @@
+"""Drop-in doors into other libraries; importing one of these modules only registers it there."""
