@@ -195,6 +195,9 @@ def test_autocast(need_weights: bool) -> None:
         if theirs_ is not None:
             assert ours_.dtype == theirs_.dtype
             torch.testing.assert_close(ours_, theirs_, rtol=0.05, atol=0.05)
+    if need_weights:  # the sum of seven rounded weights
+        sums = found[1].float().sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=2**-8)
 
 
 def test_copies_and_pickles(tmp_path: Any) -> None:
