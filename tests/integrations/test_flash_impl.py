@@ -1,4 +1,4 @@
-"""The implementation in torch's registry: activated by hand alone, right, gone without a trace."""
+"""The implementation in torch's registry: right while active, and gone without a trace."""
 
 from __future__ import annotations
 

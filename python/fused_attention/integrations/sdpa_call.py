@@ -164,12 +164,17 @@ def _to_4d(
 
 
 def _broadcast(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """torch.broadcast_shapes with an error that compiled code can catch."""
     if all(shape == shapes[0] for shape in shapes):
         return shapes[0]
-    try:
-        return tuple(torch.broadcast_shapes(*shapes))
-    except RuntimeError as error:
-        raise NotServedError(str(error)) from error
+    rank = max(map(len, shapes))
+    joint = [1] * rank
+    for shape in shapes:
+        for dim, size in enumerate(shape, rank - len(shape)):
+            if size != 1 and joint[dim] not in (1, size):
+                raise NotServedError(f"leading dimensions do not broadcast: {shapes}")
+            joint[dim] = size if joint[dim] == 1 else joint[dim]
+    return tuple(joint)
 
 
 def _foldable(mask: Tensor, lead: tuple[int, ...] | None) -> Tensor:

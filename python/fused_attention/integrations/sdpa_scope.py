@@ -67,7 +67,7 @@ def scaled_dot_product_attention(
         try:
             return attend(*args, scale, enable_gqa)
         except NotServedError as reason:
-            log.served("sdpa", None, str(reason))
+            _report("sdpa", reason)
             if isinstance(reason, ForeignError):
                 return _outside(_TORCHS, *args, scale=scale, enable_gqa=enable_gqa)
     return _TORCHS(*args, scale=scale, enable_gqa=enable_gqa)
@@ -79,10 +79,17 @@ def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Weighted:
         try:
             return attend_multi_head(*args, **kwargs), None
         except NotServedError as reason:
-            log.served("nn.MultiheadAttention", None, str(reason))
+            _report("nn.MultiheadAttention", reason)
             if isinstance(reason, ForeignError):
                 return _outside(_TORCHS_MULTI_HEAD, *args, **kwargs)
     return _TORCHS_MULTI_HEAD(*args, **kwargs)
+
+
+def _report(door: str, reason: NotServedError) -> None:
+    if log.enabled:
+        # Dynamo cannot print the sizes that may stand in the reason.
+        compiling = torch.compiler.is_compiling()
+        log.served(door, None, "eager code says why" if compiling else str(reason))
 
 
 class _Scope:

@@ -3,7 +3,7 @@
 Importing this module registers "fused_attention" with torch.nn.attention and changes nothing:
 
     torch.nn.attention.activate_flash_attention_impl("fused_attention")   for the whole process
-    with sdpa(): ...                                                      for what runs inside
+    with fused_attention.sdpa(): ...                                      for what runs inside
 
 The first replaces torch's flash attention operators, so it serves what torch sends there: no
 dropout and no gradient of a mask on the CPU, no mask at all on CUDA. The second takes the calls
