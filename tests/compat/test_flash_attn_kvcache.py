@@ -10,6 +10,7 @@ from compat.cached_reference import CachedCase
 from compat.helpers import assert_same, integers, normal
 from torch import Tensor
 
+from fused_attention.compat import kv_cache, rotation
 from fused_attention.compat.flash_attn import flash_attn_with_kvcache
 
 SLOPES = torch.tensor([[0.3, 0.05, 0.8, 0.1], [0.2, 0.6, 0.1, 0.4]])
@@ -64,10 +65,9 @@ def arguments(case: CachedCase, k_cache: Tensor, v_cache: Tensor) -> dict[str, A
     return keywords
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("name", CASES)
-def test_out_lse_and_cache(name: str, mask: str) -> None:
-    case, (options, plain) = CASES[name], MASKS[mask]
+def assert_as_expected(case: CachedCase, mask: str) -> None:
+    """Result, lse and everything in the cache."""
+    options, plain = MASKS[mask]
     k_cache, v_cache, table = case.caches()
     before = [case.unpaged(cache, table).clone() for cache in (k_cache, v_cache)]
     found, lse = flash_attn_with_kvcache(
@@ -87,6 +87,35 @@ def test_out_lse_and_cache(name: str, mask: str) -> None:
         torch.testing.assert_close(
             case.unpaged(cache, table), wanted, rtol=1e-12, atol=1e-12, equal_nan=True
         )
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", CASES)
+def test_out_lse_and_cache(name: str, mask: str) -> None:
+    assert_as_expected(CASES[name], mask)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_reading_any_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where reading a length would wait for all work before it."""
+    for module in (kv_cache, rotation):
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)
+    assert_as_expected(CASES[name], "causal")
+
+
+@pytest.mark.parametrize("name", ["left padding, append, rotary", "pages, append, rotary"])
+def test_integers_of_any_dtype(name: str) -> None:
+    case = CASES[name]
+    outs = []
+    for dtype in (torch.int32, torch.int64):
+        k_cache, v_cache, table = case.caches()
+        keywords = arguments(case, k_cache, v_cache)
+        for argument in ("cache_seqlens", "cache_leftpad"):
+            if argument in keywords:
+                keywords[argument] = keywords[argument].to(dtype)
+        table = None if table is None else table.to(dtype)
+        outs.append(flash_attn_with_kvcache(**keywords, block_table=table, causal=True))
+    assert torch.equal(*outs)
 
 
 def test_int_lengths_and_a_full_cache() -> None:
@@ -170,6 +199,11 @@ WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
         ValueError,
         "cache_seqlens: must have 2 entries",
         {"cache_seqlens": integers(3)},
+    ),
+    "lengths are a list": (
+        TypeError,
+        "cache_seqlens: must be a torch.Tensor, got list",
+        {"cache_seqlens": [3, 7]},
     ),
     "lengths are floats": (
         TypeError,
