@@ -59,7 +59,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_lines_are_short(page: Path) -> None:
-    assert [line for line in page.read_text().splitlines() if len(line) > 100] == []
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
 
 
 def test_there_are_pages() -> None:

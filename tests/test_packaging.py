@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+OFFLINE = Path(sys.prefix) / "stamps" / "offline"  # of make setup
 ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import torch, fused_attention
@@ -53,3 +56,18 @@ def test_unpacked_wheel_runs_by_itself(wheel, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(str(tmp_path))
+
+
+def missing(requirements: list[str]) -> list[str]:
+    """The distributions of these requirements that are not installed."""
+    names = [re.match(r"[\w.-]+", requirement).group() for requirement in requirements]
+    installed = {distribution.name.lower() for distribution in metadata.distributions()}
+    return [name for name in names if name.lower() not in installed]
+
+
+@pytest.mark.skipif(OFFLINE.exists(), reason="make setup could not fetch everything")
+def test_no_test_is_skipped_for_want_of_a_library():
+    requirements = metadata.requires("fused-attention") or []
+    wanted = [one for one in requirements if re.search("extra == .test.", one)]
+    assert len(wanted) > 5 and missing(wanted) == []
+    assert missing([*wanted, "no-such-library>=1"]) == ["no-such-library"]
