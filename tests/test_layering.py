@@ -47,7 +47,7 @@ TOP = {
     "integrations": {"compat", "nn", "log"},
     "conversion": {"nn", "log"},
     "distributed": {"nn", "models"},
-    "benchmarks": {"nn", "models", "compat"},
+    "benchmarks": {"nn", "models", "compat", "integrations"},
     "cli": {"nn", "models", "benchmarks", "log"},
 }
 ARROWS |= {room: below | set(ARROWS) for room, below in TOP.items()}
