@@ -24,6 +24,7 @@ from fused_attention.compat.kv_cache import (
     check_new,
     longest,
     one_length,
+    read_lengths,
 )
 from fused_attention.compat.logged import attention
 from fused_attention.compat.rotation import check_tables, dense_positions, packed_positions, rotate
@@ -89,19 +90,21 @@ def attend_to_cache(
         out like queries.tensor; lse [batch, heads, seqlen], packed [heads, total].
     """
     _check(queries, cache, new, rotary)
-    lengths = one_length(cache.lengths)
+    numbers = read_lengths(cache, cache.lengths)
+    lengths = one_length(cache.lengths, numbers)
     if new is not None and lengths is not None:
         if rotary is not None:
             same = options["band"].is_full and not attention_chunk
             queries, new = _rotate(queries, new, rotary, lengths, same)
         total = lengths + new.lengths()
-        most = longest(cache, total)
+        most = longest(cache, read_lengths(cache, total))
         append(cache, new, lengths)
         lengths = total
     else:
-        most = longest(cache, lengths)
+        most = longest(cache, numbers)
     dense = cache.leftpad is None and queries.cu_seqlens is None and not attention_chunk
-    key, value = cached_rows(cache, lengths, most, queries.batch, cut=dense)
+    cut = dense and not isinstance(lengths, Tensor)  # else kv_lengths ends the rows
+    key, value = cached_rows(cache, lengths, most, queries.batch, cut=cut)
     if queries.qv is not None:
         queries = queries._replace(tensor=torch.cat([queries.tensor, queries.qv], dim=-1))
         key = torch.cat([key, value], dim=-1)
@@ -121,7 +124,11 @@ def _attend_dense(
         ragged["kv_lengths"] = lengths
         if not options["band"].is_full or options["alibi_slopes"] is not None:
             ragged["band_offsets"] = lengths - q.shape[1]
-    query, key, value = (x.transpose(1, 2) for x in (last_contiguous(q), key, value))
+    query, key, value = (
+        last_contiguous(q).transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+    )
     out, lse = attention(query, key, value, return_lse=True, **ragged, **options)
     return out.transpose(1, 2), lse
 

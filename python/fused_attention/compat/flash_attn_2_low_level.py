@@ -17,7 +17,13 @@ from fused_attention.checks import wrong_value
 from fused_attention.compat.attend import Features, Forward, dense_forward, packed_forward
 from fused_attention.compat.conventions import as_int, heads_first, packed
 from fused_attention.compat.dropout_pattern import packed_pattern
-from fused_attention.compat.kv_cache import Cache, cached_rows, check_cache, longest
+from fused_attention.compat.kv_cache import (
+    Cache,
+    cached_rows,
+    check_cache,
+    longest,
+    read_lengths,
+)
 from fused_attention.compat.spans import PIECES, Spans, spans_of_packed, spans_of_rows
 from fused_attention.dispatch import select
 from fused_attention.prepare import prepare
@@ -124,7 +130,8 @@ def attend_apart(
         cache = Cache(k, v, lengths, None, leftpad_k, block_table)
         batch = len(lengths)
         check_cache(cache, batch)
-        k, v = cached_rows(cache, lengths, longest(cache, lengths), batch, cut=False)
+        most = longest(cache, read_lengths(cache, lengths))
+        k, v = cached_rows(cache, lengths, most, batch, cut=False)
         begin, _ = spans_of_rows(batch, k.shape[1], k.device)
         k_ends = (begin if leftpad_k is None else begin + leftpad_k), begin + lengths
         k, v = k.flatten(0, 1), v.flatten(0, 1)

@@ -82,28 +82,30 @@ def append(cache: Cache, new: NewTokens, lengths: int | Tensor) -> None:
     cache.key[row, slot], cache.value[row, slot] = key, value
 
 
-def one_length(lengths: Lengths) -> Lengths:
+def read_lengths(cache: Cache, lengths: Lengths) -> list[int]:
+    """The lengths, one for all or one for each sequence; empty where they cannot be read."""
+    if isinstance(lengths, Tensor):
+        return lengths.tolist() if can_read(lengths) else []
+    return [cache.capacity if lengths is None else lengths]
+
+
+def one_length(lengths: Lengths, numbers: list[int]) -> Lengths:
     """The lengths as an int if all sequences are known to have the same: then views will do."""
-    if isinstance(lengths, Tensor) and can_read(lengths):
-        numbers = lengths.tolist()
-        if numbers and min(numbers) == max(numbers):
-            return int(numbers[0])
+    if isinstance(lengths, Tensor) and numbers and min(numbers) == max(numbers):
+        return numbers[0]
     return lengths
 
 
-def longest(cache: Cache, lengths: Lengths) -> int:
+def longest(cache: Cache, numbers: list[int]) -> int:
     """Length of the longest sequence, the capacity where it cannot be read, if all of them fit.
+
+    Args:
+        numbers: see `read_lengths`.
 
     Raises:
         RuntimeError: a sequence is longer than its pages, as in the original.
         ValueError: a sequence is longer than a row of the cache, or shorter than its padding.
     """
-    if lengths is None:
-        numbers = [cache.capacity]
-    elif isinstance(lengths, int):
-        numbers = [lengths]
-    else:
-        numbers = lengths.tolist() if can_read(lengths) else []
     shortest, most = min(numbers, default=0), max(numbers, default=cache.capacity)
     if most > cache.capacity and cache.table is not None:
         pages, size = cache.table.shape[1], cache.key.shape[1]
@@ -166,9 +168,12 @@ def check_cache(cache: Cache, batch: int) -> None:
     layout = "[rows, seqlen, heads_k, head_dim]"
     if cache.table is not None:
         layout = "[pages, page_size, heads_k, head_dim]"
-    for name, tensor in (("k_cache", cache.key), ("v_cache", cache.value)):
-        if tensor.dim() != 4 or tensor.shape[:3] != cache.key.shape[:3]:
-            wrong_shape(name, layout, tensor)
+    key, value = cache.key, cache.value
+    if key.dim() != 4:
+        wrong_shape("k_cache", layout, key)
+    if value.dim() != 4 or value.shape[:3] != key.shape[:3]:
+        wrong_shape("v_cache", layout, value)
+    for name, tensor in (("k_cache", key), ("v_cache", value)):
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             got = f"stride {tensor.stride(-1)}"
             wrong_value(name, "must be contiguous in its last dimension", got)
