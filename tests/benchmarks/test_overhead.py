@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fused_attention.benchmarks import overhead
-from fused_attention.benchmarks.overhead import DIRECT, Operands, Timed
+from fused_attention.benchmarks import doors, overhead
+from fused_attention.benchmarks.doors import DIRECT, LENGTHS, Operands, Timed
 
 
 @pytest.fixture(scope="module")
@@ -20,31 +20,35 @@ def report() -> dict[str, Any]:
 
 
 def test_every_door_is_timed_or_named_as_missing(report: dict[str, Any]) -> None:
-    doors = report["doors"]
-    assert list(doors) == list(overhead.DOORS)
-    for name, door in doors.items():
+    found = report["doors"]
+    assert list(found) == list(doors.DOORS)
+    for name, door in found.items():
         assert door["status"] in ("ok", "missing")
         assert door["status"] == "missing" or door["median_us"] > 0, name
     for name in (DIRECT, "attention_varlen()", "compat flash_attn_func()", "with sdpa()"):
-        assert doors[name]["status"] == "ok"
-    assert "over" not in doors[DIRECT]
-    assert doors["nn.MultiHeadAttention"]["over"] == "projections by hand"
+        assert found[name]["status"] == "ok"
+    assert "over" not in found[DIRECT]
+    assert found["nn.MultiHeadAttention"]["over"] == "projections by hand"
+    assert found["compat flash_attn_with_kvcache()"]["over"] == LENGTHS
 
 
 def test_doors_compute_the_same() -> None:
     operands = Operands.make(gradients=False)
-    expected = overhead.direct(operands).call().transpose(1, 2)
-    for build in (overhead.varlen, overhead.flash_attn, overhead.flash_attn_varlen):
+    expected = doors.direct(operands).call().transpose(1, 2)
+    packed = (doors.varlen, doors.flash_attn, doors.flash_attn_varlen, doors.flash_attn_3)
+    for build in packed:
         torch.testing.assert_close(build(operands).call().view(expected.shape), expected)
-    for build in (overhead.sdpa_scope, overhead.sdpa_registered):
+    for build in (doors.sdpa_scope, doors.sdpa_registered):
         timed = build(operands)
         with timed.context():
             found = timed.call()
         torch.testing.assert_close(found.transpose(1, 2), expected)
-    hand, module = (build(operands) for build in (overhead.projections, overhead.multi_head))
+    cached, direct = (build(operands).call() for build in (doors.flash_attn_kvcache, doors.lengths))
+    torch.testing.assert_close(cached.transpose(1, 2), direct)
+    hand, module = (build(operands) for build in (doors.projections, doors.multi_head))
     torch.testing.assert_close(module.call()[0], hand.call())
     pytest.importorskip("transformers", minversion="5.4")
-    torch.testing.assert_close(overhead.transformers(operands).call()[0], expected)
+    torch.testing.assert_close(doors.transformers(operands).call()[0], expected)
 
 
 def test_contexts_are_left(report: dict[str, Any]) -> None:
@@ -59,13 +63,13 @@ def test_overhead_is_the_median_of_differences(monkeypatch: pytest.MonkeyPatch) 
     def missing(_: Operands) -> Timed:
         raise ImportError("not there")
 
-    doors = {
+    made = {
         DIRECT: lambda _: Timed(int, baseline=None),
         "door": lambda _: Timed(int),
         "slow": lambda _: Timed(int, baseline="door"),
         "gone": missing,
     }
-    monkeypatch.setattr(overhead, "DOORS", doors)
+    monkeypatch.setattr(overhead, "DOORS", made)
     monkeypatch.setattr(overhead, "_samples", lambda *_: samples)
     report = overhead.measure(rounds=3, calls=1)
     assert report["doors"]["door"]["overhead_us"] == 4.0
