@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +210,28 @@ def test_export_with_a_free_length() -> None:
     assert torch.ops.fused_attention.forward.default in targets
     longer = torch.randn(2, 3, 31, 8)
     torch.testing.assert_close(program.module()(longer), Block()(longer))
+
+
+@pytest.mark.slow
+def test_compiled_ahead_of_time_to_a_file(tmp_path: Path) -> None:
+    """Export, C++ by AOTInductor, a package on disk, and back: with a free length."""
+    torch.manual_seed(0)
+    projection, x = torch.nn.Linear(16, 48), torch.randn(2, 9, 16)
+
+    class Model(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = projection(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+            return attention(q, k, v, band=Band.sliding(4)).transpose(1, 2).flatten(2)
+
+    length = torch.export.Dim("length", min=2, max=1024)
+    with torch.no_grad():
+        program = torch.export.export(Model(), (x,), dynamic_shapes=({1: length},))
+        package = str(tmp_path / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=package)
+        loaded = torch._inductor.aoti_load_package(package)
+        for len_x in (9, 31):
+            x = torch.randn(2, len_x, 16)
+            torch.testing.assert_close(loaded(x), Model()(x))
 
 
 def test_explain_knows_fake_tensors() -> None:
