@@ -148,6 +148,12 @@ def test_wrong_masks() -> None:
         forward(*tensors, mask=torch.ones(2, 1, 5, 5, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("width", [0, -3])
+def test_windows_that_hide_a_token_from_itself(width: int) -> None:
+    with pytest.raises(ValueError, match=f"sliding_window: must be at least 1, got {width}"):
+        forward(*operands(), sliding_window=width)
+
+
 def test_probabilities_are_missed_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr(layer._logger, "warning_once", messages.append)

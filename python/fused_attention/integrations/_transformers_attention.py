@@ -160,6 +160,8 @@ def _implied(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if sliding_window is None:
         return _CAUSAL if causal else _FULL
+    if sliding_window < 1:
+        raise ValueError(f"sliding_window: must be at least 1, got {sliding_window}")
     reach = sliding_window - 1
     return Visible(Band(reach, 0 if causal else reach))
 
