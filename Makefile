@@ -26,7 +26,7 @@ BUILD_TOOLS := "setuptools>=77" "ninja>=1.11"
 EDITABLE := $(PIP) install --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast lint format bench readme clean
+.PHONY: help setup build demo test test-fast lint format bench readme hub clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -73,6 +73,11 @@ bench: setup ## run a benchmark set and store its results for README's table
 readme: setup ## rewrite the support matrix and the measured table of README.md
 	$(BIN)/python -m fused_attention.cli.matrix --write README.md
 	$(BIN)/python -m fused_attention.benchmarks.table --write README.md
+
+# It can be loaded from there, or uploaded: docs/kernels_hub.md
+HUB ?= build/hub
+hub: setup ## lay the package out in build/hub as a kernel of the Hugging Face hub
+	$(BIN)/python -m fused_attention.integrations.kernels_hub $(HUB)
 
 clean: ## remove everything that was built, .venv too
 	rm -rf $(VENV) build python/fused_attention/lib/*.so *.egg-info python/*.egg-info
