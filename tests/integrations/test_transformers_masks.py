@@ -149,6 +149,21 @@ def test_empty_places_of_a_static_cache(tracing: bool, monkeypatch: pytest.Monke
         assert mask.visible.band_offsets is not None
 
 
+@pytest.mark.parametrize("tracing", [False, True])
+def test_places_beyond_the_padding_mask_are_empty(
+    tracing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no band hides them."""
+    monkeypatch.setattr(masks, "is_tracing", lambda *_: tracing)
+    options: dict[str, Any] = {"mask_function": BANDED["full"][0]}
+    options["attention_mask"] = torch.ones(2, 4, dtype=torch.bool)
+    mask = fused_attention_mask(2, 4, 9, **options)
+    assert isinstance(mask, FusedMask)
+    expected = hf.sdpa_mask(2, 4, 9, **options, allow_is_causal_skip=False)
+    assert torch.equal(shown_by(mask.visible, 2, 4, 9), expected)
+    assert not expected[..., 4:].any()
+
+
 def test_a_step_with_a_static_cache_is_a_tensor() -> None:
     """generate makes it in advance and hands it to a compiled forward pass."""
     mask = fused_attention_mask(2, 1, 9, torch.tensor(4), 0, allow_is_causal_skip=False)
