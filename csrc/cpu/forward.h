@@ -46,11 +46,12 @@ struct ForwardScratch {
   }
 };
 
-template <class T>
-inline void start_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+// `unit`: what a score of 1 is worth, so that m counts the scores as they come.
+template <class T, class Scratch>
+inline void start_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
   T sink = NEG_INFINITY<T>;
-  if (p.sinks != nullptr) sink = static_cast<const T*>(p.sinks)[block.h];
+  if (p.sinks != nullptr) sink = static_cast<const T*>(p.sinks)[block.h] / unit;
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.m[q] = sink;
     w.l[q] = sink == NEG_INFINITY<T> ? T(0) : T(1);
@@ -108,8 +109,11 @@ inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t
   m_new.store(m);
 }
 
-template <class T>
-inline void write_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+inline float log_of(float x) { return logf(x); }
+inline double log_of(double x) { return ::log(x); }
+
+template <class T, class Scratch>
+inline void write_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
   const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
   transpose(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
@@ -117,7 +121,7 @@ inline void write_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
     const T inverse = w.l[q] == T(0) ? T(0) : T(1) / w.l[q];
     const char* out = row_pointer(p.out, p.dtype, block.b, block.h, block.q_row() + q);
     store_row(w.rows + q * ld, inverse, p.dtype, p.value_dim, const_cast<char*>(out));
-    const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] + static_cast<T>(::log(double(w.l[q])));
+    const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] * unit + log_of(w.l[q]);
     *row_value<T>(p.lse, block.b, block.h, block.q_row() + q) = lse;
   }
 }
@@ -130,7 +134,7 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
   const Tile<T> Q =
       load_rows(p.query, p.dtype, b, h, block.q_row(), block.rows, p.head_dim, w.rows);
   load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
-  start_rows(block, w);
+  start_rows(block, T(1), w);
 
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
@@ -152,7 +156,7 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
     gemm<T, AOrder::COLUMNS, true>(p.value_dim, block.vecs, step.count(), V.data, V.ld, w.S,
                                    BLOCK_Q, w.O_lanes, BLOCK_Q);
   }
-  write_rows(block, w);
+  write_rows(block, T(1), w);
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

@@ -22,13 +22,17 @@ struct Kernels {
   const char* name;
   bool (*supported)();  // can this machine run them?
   int64_t block_q, block_kv;
-  KernelSet fp32, fp64;  // fp32 also serves bf16 and fp16, converted tile by tile
+  // fp32 also serves fp16, converted tile by tile, and bf16 where there are no products for it.
+  const KernelSet *fp32, *fp64, *bf16;
 };
+
+extern const KernelSet avx512_fp32, avx512_fp64;  // shared by the tiers above AVX-512
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
 #endif
 
 void yield_thread();

@@ -20,6 +20,7 @@ namespace {
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
 #if defined(__x86_64__)
+    &kernels_avx512_bf16,
     &kernels_avx512,
     &kernels_avx2,
 #endif
@@ -102,7 +103,14 @@ ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
 }
 
 const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
-  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
+  switch (dtype) {
+    case DType::FLOAT64:
+      return *tier.fp64;
+    case DType::BFLOAT16:
+      return *tier.bf16;
+    default:
+      return *tier.fp32;
+  }
 }
 
 Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
