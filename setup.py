@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -45,10 +46,11 @@ def cpu_sources() -> dict[Path, list[str]]:
         ]
         sources[CSRC / "cpu/isa_avx512.cpp"] = avx512
         sources[CSRC / "cpu/isa_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        sources[CSRC / "cpu/isa_amx.cpp"] = [*avx512, "-mamx-tile", "-mamx-bf16"]
     return sources
 
 
-def write_ninja_file(path: Path, library: Path) -> None:
+def write_ninja_file(path: Path, library: Path, extra_flags: Sequence[str] = ()) -> None:
     """One compile edge per source, one link edge; dependencies on headers by gcc's depfiles."""
     from ninja import ninja_syntax
     from torch.utils import cpp_extension
@@ -59,6 +61,7 @@ def write_ninja_file(path: Path, library: Path) -> None:
         *("-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"),
         f"-I{CSRC / 'include'}",
         *(f"-isystem {p}" for p in cpp_extension.include_paths()),
+        *extra_flags,
     ]
     libraries = [f"-L{p}" for p in cpp_extension.library_paths()]
     # libtorch.so keeps its place although nothing is taken from it directly: symbols resolve in
