@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-// AMX, one function per instruction. The eight tile registers hold 16 rows of 64 bytes here, always:
-// 16 x 16 floats of a sum C, or 16 x 32 halves of an operand. A product adds A B to C,
+// AMX, one function per instruction. The eight tile registers hold 16 rows of 64 bytes here,
+// always: 16 x 16 floats of a sum C, or 16 x 32 halves of an operand. A product adds A B to C,
 //
 //   C[m][n] += sum_k A[m][2k] * B[k][2n] + A[m][2k + 1] * B[k][2n + 1]
 //

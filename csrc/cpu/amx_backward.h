@@ -19,7 +19,7 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 struct TileBackwardScratch {
   half_t *Q_lanes, *Q_pairs, *dO_rows, *dO_lanes, *dO_pairs;
   half_t *P_rows, *dS_rows, *dS_pairs;
-  float *dO, *dQ_lanes, *rows, *S, *dP, *slope, *dropout, *bias, *sums;
+  float *dQ_lanes, *S, *dP, *slope, *dropout, *bias, *sums;
   alignas(64) float lse[BLOCK_Q];
   alignas(64) float delta[BLOCK_Q];
 
@@ -33,9 +33,7 @@ struct TileBackwardScratch {
     P_rows = take<half_t>(memory, BLOCK_KV * BLOCK_Q);
     dS_rows = take<half_t>(memory, BLOCK_KV * BLOCK_Q);
     dS_pairs = take<half_t>(memory, BLOCK_KV * BLOCK_Q);
-    dO = take<float>(memory, BLOCK_Q * v);
     dQ_lanes = take<float>(memory, BLOCK_Q * qk);
-    rows = take<float>(memory, BLOCK_Q * max_of(qk, v));
     sums = take<float>(memory, BLOCK_KV * max_of(qk, v));
     S = take<float>(memory, BLOCK_KV * BLOCK_Q);
     dP = take<float>(memory, BLOCK_KV * BLOCK_Q);
@@ -55,8 +53,8 @@ struct TileBackwardScratch {
 template <class Half>
 class TileBackward {
  public:
-  TileBackward(const BackwardParams& params, const QueryBlock<float>& block,
-               const PackedKeys& keys, TileBackwardScratch& scratch)
+  TileBackward(const BackwardParams& params, const QueryBlock<float>& block, const PackedKeys& keys,
+               TileBackwardScratch& scratch)
       : params_(params),
         p_(params.forward),
         block_(block),
@@ -64,7 +62,11 @@ class TileBackward {
         w_(scratch),
         key_blocks_(round_up(p_.head_dim, 32) / 32),
         value_blocks_(round_up(p_.value_dim, 32) / 32),
-        q_end_(round_up(block.rows, UNIT_Q)) {
+        q_end_(round_up(block.rows, UNIT_Q)),
+        scale_first_(has_score_terms(p_) || p_.scale == 0),
+        flip_(!scale_first_ && p_.scale < 0) {
+    const double factor = scale_first_ ? 1.0 : flip_ ? -p_.scale : p_.scale;
+    factor_ = static_cast<float>(factor * LOG2_E<double>);
     load_queries();
     std::memset(w_.dQ_lanes, 0, key_blocks_ * 32 * BLOCK_Q * sizeof(float));
   }
@@ -87,31 +89,53 @@ class TileBackward {
       turnstile.leave();
       multiply_query_gradient();
     }
-    write_query_gradient(params_, block_, static_cast<float>(p_.scale), w_);
+    write_gradients();
   }
 
  private:
   static constexpr int64_t TILE_BYTES = TILE_HALVES * sizeof(half_t);
   static constexpr int64_t HALF_ROW = BLOCK_Q * sizeof(half_t);  // of P_rows and dS_rows
 
-  // Both halves of 32 queries, as lanes and as pairs. A row that saw no key has dO = 0.
+  // dO, 0 where the row saw no key; Q and dO as lanes and as pairs; lse and delta.
   void load_queries() {
-    load_output_gradient(params_, block_, w_);
-    const int64_t ld = round_up(p_.value_dim, ROW_ALIGN);
-    for (int64_t q = 0; q < block_.rows; ++q) {
-      char* row = reinterpret_cast<char*>(w_.dO_rows + q * ld);
-      store_row(w_.dO + q * ld, 1.f, p_.dtype, ld, row);
+    const int64_t ld = round_up(p_.value_dim, 32);
+    const HalfRows dO = half_rows(params_.grad_out, block_.b, block_.h, block_.q_row());
+    const HalfRows O = half_rows(p_.out, block_.b, block_.h, block_.q_row());
+    for (int64_t q = 0; q < BLOCK_Q; ++q) {
+      w_.lse[q] = -NEG_INFINITY<float>;
+      w_.delta[q] = 0.f;
+      if (q < block_.rows) load_row(q, dO.data + q * dO.ld, O.data + q * O.ld, w_.dO_rows + q * ld);
     }
-    pack_queries(half_rows(p_.query, block_.b, block_.h, block_.q_row()), p_.head_dim, w_.Q_lanes,
-                 w_.Q_pairs);
-    pack_queries({w_.dO_rows, ld}, p_.value_dim, w_.dO_lanes, w_.dO_pairs);
-    load_statistics(params_, block_, w_);
+    pack_queries(half_rows(p_.query, block_.b, block_.h, block_.q_row()), p_.head_dim, flip_,
+                 w_.Q_lanes, w_.Q_pairs);
+    pack_queries({w_.dO_rows, ld}, p_.value_dim, false, w_.dO_lanes, w_.dO_pairs);
   }
-  void pack_queries(const HalfRows& x, int64_t dim, half_t* lanes, half_t* pairs) {
+  void load_row(int64_t q, const half_t* dO, const half_t* O, half_t* dO_row) {
+    const float lse = *row_value<float>(p_.lse, block_.b, block_.h, block_.q_row() + q);
+    const bool dead = lse == NEG_INFINITY<float>;
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t d = 0; d < p_.value_dim; d += 32) {
+      const __mmask32 dims = dead ? 0 : first_halves(p_.value_dim - d);
+      const __m512i gradient = _mm512_maskz_loadu_epi16(dims, dO + d);
+      const __m512i out = _mm512_maskz_loadu_epi16(dims, O + d);
+      _mm512_store_si512(dO_row + d, gradient);
+      sum[0] = _mm512_fmadd_ps(Half::widen(_mm512_castsi512_si256(gradient)),
+                               Half::widen(_mm512_castsi512_si256(out)), sum[0]);
+      sum[1] = _mm512_fmadd_ps(Half::widen(_mm512_extracti64x4_epi64(gradient, 1)),
+                               Half::widen(_mm512_extracti64x4_epi64(out, 1)), sum[1]);
+    }
+    if (dead) return;
+    w_.lse[q] = lse;
+    w_.delta[q] = _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
+    if (params_.grad_lse.data != nullptr) {
+      w_.delta[q] -= *row_value<float>(params_.grad_lse, block_.b, block_.h, block_.q_row() + q);
+    }
+  }
+  void pack_queries(const HalfRows& x, int64_t dim, bool flip, half_t* lanes, half_t* pairs) {
     const int64_t half = UNIT_Q * round_up(dim, 32);
     for (int64_t q = 0; q < q_end_; q += UNIT_Q) {
       const HalfRows rows{x.data + q * x.ld, x.ld};
-      pack_lanes(rows, block_.rows - q, dim, false, lanes + q / UNIT_Q * half);
+      pack_lanes(rows, block_.rows - q, dim, flip, lanes + q / UNIT_Q * half);
       zip_rows_to_tiles(rows, block_.rows - q, dim, pairs + q / UNIT_Q * half);
     }
   }
@@ -137,7 +161,9 @@ class TileBackward {
 
   void finish_scores_of_step() {
     const int64_t keys = granules_ * GRANULE, lanes = block_.vecs * Vec<float>::WIDTH;
-    scale_tile(static_cast<float>(p_.scale), keys, BLOCK_Q / Vec<float>::WIDTH, w_.S);
+    if (scale_first_) {
+      scale_tile(static_cast<float>(p_.scale), keys, BLOCK_Q / Vec<float>::WIDTH, w_.S);
+    }
     if (p_.softcap > 0) {
       apply_softcap(static_cast<float>(p_.softcap), step_.count(), lanes, w_.S, w_.slope);
     }
@@ -161,8 +187,7 @@ class TileBackward {
     const int64_t at = score_index(key, lane);
     const __mmask16 rows =
         static_cast<__mmask16>(key < step_.count() ? first_halves(block_.rows - lane) : 0);
-    const V P = {_mm512_maskz_mov_ps(
-        rows, exp2_of_score(V::fma(V::load(w_.S + at), V::broadcast(LOG2_E<float>), offset)).v)};
+    const V P = exp2_of_score(V::fma(V::load(w_.S + at), V::broadcast(factor_), offset));
     V dP = V::load(w_.dP + at), dropped = P;
     if (p_.dropout.threshold != 0) {
       const V kept = V::load(w_.dropout + at);
@@ -173,8 +198,9 @@ class TileBackward {
     if (p_.softcap > 0) dS = dS * V::load(w_.slope + at);
     return {{_mm512_maskz_mov_ps(rows, dropped.v)}, {_mm512_maskz_mov_ps(rows, dS.v)}};
   }
-  static void store_halves(half_t* to, __m512i halves) {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(halves));
+  static void store_rows(half_t* to, const RoundedRows& x) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), x.low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to + BLOCK_Q), x.high);
   }
 
   // P^T and dS^T from S^T and dP^T, as rows of keys, and dS^T as pairs of keys.
@@ -184,15 +210,12 @@ class TileBackward {
       const V offset = V::broadcast(0.f) - V::load(w_.lse + lane) * V::broadcast(LOG2_E<float>);
       const V delta = V::load(w_.delta + lane);
       for (int64_t j = 0; j < granules_ * GRANULE; j += 2) {
-        __m512i halves[2];
-        for (int64_t i = 0; i < 2; ++i) {
-          const Gradients x = gradients_at(j + i, lane, offset, delta);
-          halves[i] = Half::round(x.dS);
-          store_halves(w_.P_rows + score_index(j + i, lane), Half::round(x.P));
-          store_halves(w_.dS_rows + score_index(j + i, lane), halves[i]);
-        }
-        _mm512_store_si512(w_.dS_pairs + j * BLOCK_Q + 2 * lane,
-                           _mm512_or_si512(halves[0], _mm512_slli_epi32(halves[1], 16)));
+        const Gradients low = gradients_at(j, lane, offset, delta);
+        const Gradients high = gradients_at(j + 1, lane, offset, delta);
+        store_rows(w_.P_rows + score_index(j, lane), Half::round_rows(low.P, high.P));
+        const RoundedRows dS = Half::round_rows(low.dS, high.dS);
+        store_rows(w_.dS_rows + score_index(j, lane), dS);
+        _mm512_store_si512(w_.dS_pairs + j * BLOCK_Q + 2 * lane, dS.pairs);
       }
     }
   }
@@ -250,13 +273,29 @@ class TileBackward {
     pending_.flush();
   }
 
+  void write_gradients() {
+    const Vec<float> scale = Vec<float>::broadcast(static_cast<float>(p_.scale));
+    for (int64_t q = 0; q < block_.rows; q += 16) {
+      const int64_t count = min_of(16, block_.rows - q), row = block_.q_row() + q;
+      const auto dQ = [&](int64_t d) { return w_.dQ_lanes + score_index(d, q); };
+      write_lanes<Half>(dQ, scale, count, p_.head_dim,
+                        half_rows(params_.grad_query, block_.b, block_.h, row));
+      for (int64_t i = 0; i < count; ++i) {
+        *row_value<float>(params_.delta, block_.b, block_.h, row + i) = w_.delta[q + i];
+      }
+    }
+  }
+
   const BackwardParams& params_;
   const AttentionParams& p_;
   const QueryBlock<float>& block_;
   const PackedKeys& keys_;
   TileBackwardScratch& w_;
   int64_t key_blocks_, value_blocks_;
-  int64_t q_end_;  // the second half of the lanes may be empty
+  int64_t q_end_;     // the second half of the lanes may be empty
+  bool scale_first_;  // because scores are more than the product; else the exponent has the scale
+  bool flip_;         // the signs of Q^T, so that the factor is positive
+  float factor_;      // from scores as they lie to exponents of 2
   KeyStep step_{};
   int64_t granule_ = 0, granules_ = 0;
   PendingTiles pending_;
@@ -272,6 +311,25 @@ inline void backward_on_tiles(const BackwardParams& params, int64_t b, int64_t h
   const PackedKeys keys(p, block.seq, b, block.h_kv, PackedKeys::BACKWARD, head);
   const TileScope tiles;
   TileBackward<Half>(params, block, keys, w).run(turns);
+}
+
+// One row of dK, which gets the scale here, and of dV, from the accumulators to the tensors.
+template <class Half>
+inline void finish_tile_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+  const AttentionParams& p = params.forward;
+  const auto finish = [&](const Operand& sum, const Operand& to, int64_t dim, float factor) {
+    const float* from =
+        static_cast<const float*>(sum.data) + b * sum.batch + h * sum.head + row * sum.row;
+    half_t* out = const_cast<half_t*>(half_rows(to, b, h, row).data);
+    for (int64_t d = 0; d < dim; d += 16) {
+      const __m512i halves =
+          Half::round(Vec<float>::load(from + d) * Vec<float>::broadcast(factor));
+      _mm256_mask_storeu_epi16(out + d, static_cast<__mmask16>(first_halves(min_of(dim - d, 16))),
+                               _mm512_cvtepi32_epi16(halves));
+    }
+  };
+  finish(params.key_sum, params.grad_key, p.head_dim, static_cast<float>(p.scale));
+  finish(params.value_sum, params.grad_value, p.value_dim, 1.f);
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

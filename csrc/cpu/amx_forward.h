@@ -28,14 +28,13 @@ inline T* take(char*& memory, int64_t count) {
 }
 
 struct TileForwardScratch {
-  float *S, *O, *rows, *dropout, *bias;
+  float *S, *O, *dropout, *bias;
   half_t* Q;
   SoftmaxState softmax;
 
   TileForwardScratch(const AttentionParams& p, char* memory) {
     S = take<float>(memory, UNIT_KEYS * BLOCK_Q);
     O = take<float>(memory, round_up(p.value_dim, 32) * UNIT_Q);
-    rows = take<float>(memory, round_up(p.value_dim, 32) * UNIT_Q);
     Q = take<half_t>(memory, round_up(p.head_dim, 32) * UNIT_Q);
     dropout = take<float>(memory, BLOCK_KV * BLOCK_Q);
     bias = take<float>(memory, 2 * BLOCK_KV * BLOCK_Q);
@@ -194,8 +193,7 @@ class TileForward {
       keys_.prepare(now.begin, now.begin + now.count);
       multiply_keys(now, nothing);
       pending_.flush();
-      const KeyStep step{now.key_begin(),
-                         min_of(now.key_begin() + now.keys(), block_.seq.len_k)};
+      const KeyStep step{now.key_begin(), min_of(now.key_begin() + now.keys(), block_.seq.len_k)};
       finish_scores_of(now, step);
       update_shift(now.s, now.keys(), true, value_blocks_ * 32, w_.O, w_.softmax);
       if (p_.dropout.threshold != 0) {
@@ -232,44 +230,48 @@ class TileForward {
   PendingTiles pending_;
 };
 
-// out = O / l and lse of 32 queries. A sink is a key with score `sink` and value 0; it is added at
-// the end, where the larger of it and the shift is known. A query that saw no key has l = 0; one
-// that saw nothing but NaN may have no shift, but its sum is NaN.
-inline void write_queries(const QueryBlock<float>& block, DType dtype, TileForwardScratch& w) {
-  const AttentionParams& p = block.params;
-  const int64_t ld = round_up(p.value_dim, 32);
-  const float sink = p.sinks != nullptr ? static_cast<const float*>(p.sinks)[block.h]
-                                        : NEG_INFINITY<float>;
+// lse of 16 queries from lane q on, and what their O is multiplied by. A sink is a key with score
+// `sink` and value 0; it is added at the end, where the larger of it and the shift is known. A
+// query that saw no key has l = 0; one that saw nothing but NaN may have no shift, but its sum is
+// NaN.
+struct QueryStatistics {
+  __m512 lse, factor;
+};
+inline QueryStatistics finish_statistics(const SoftmaxState& softmax, int64_t q, float sink) {
+  const __m512 none = _mm512_set1_ps(NEG_INFINITY<float>);
+  const __m512 weights = _mm512_load_ps(softmax.sum + q);
+  const __mmask16 seen = static_cast<__mmask16>(softmax.seen >> q) |
+                         _mm512_cmp_ps_mask(weights, _mm512_setzero_ps(), _CMP_NEQ_UQ);
   const __m512 sink_exponent = _mm512_set1_ps(sink * LOG2_E<float>);
-  alignas(64) float inverse[UNIT_Q], lse[UNIT_Q];
-  for (int64_t q = 0; q < UNIT_Q; q += 16) {
-    const __m512 none = _mm512_set1_ps(NEG_INFINITY<float>);
-    const __m512 weights = _mm512_load_ps(w.softmax.sum + q);
-    const __mmask16 seen = static_cast<__mmask16>(w.softmax.seen >> q) |
-                           _mm512_cmp_ps_mask(weights, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-    const __m512 shift = _mm512_mask_mov_ps(none, seen, _mm512_load_ps(w.softmax.shift + q));
-    const __m512 top = _mm512_max_ps(
-        _mm512_roundscale_ps(sink_exponent, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), shift);
-    const __mmask16 any = _mm512_cmp_ps_mask(top, none, _CMP_NEQ_UQ);
-    const __m512 power = _mm512_maskz_sub_ps(seen, shift, top);
-    const __m512 sum = _mm512_maskz_scalef_ps(seen, weights, power);
-    const __m512 of_sink =
-        _mm512_maskz_mov_ps(any, exp2_of_score({_mm512_sub_ps(sink_exponent, top)}).v);
-    const __m512 l = _mm512_add_ps(sum, of_sink);
-    const __m512 one = _mm512_set1_ps(1.f);
-    _mm512_store_ps(inverse + q,
-                    _mm512_maskz_div_ps(seen, _mm512_scalef_ps(one, power), l));
-    _mm512_store_ps(lse + q, _mm512_mask_mov_ps(none, any, natural_log(l, top)));
-  }
-  for (int64_t d = 0; d < ld; d += 16) {
-    for (int64_t q = 0; q < UNIT_Q; q += 16) {
-      transpose_block(w.O + d * UNIT_Q + q * 16, 16, w.rows + q * ld + d, ld);
+  const __m512 shift = _mm512_mask_mov_ps(none, seen, _mm512_load_ps(softmax.shift + q));
+  const __m512 top = _mm512_max_ps(
+      _mm512_roundscale_ps(sink_exponent, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC), shift);
+  const __mmask16 any = _mm512_cmp_ps_mask(top, none, _CMP_NEQ_UQ);
+  const __m512 power = _mm512_maskz_sub_ps(seen, shift, top);
+  const __m512 sum = _mm512_maskz_scalef_ps(seen, weights, power);
+  const Vec<float> of_sink = exp2_of_score({_mm512_sub_ps(sink_exponent, top)});
+  const __m512 l = _mm512_add_ps(sum, _mm512_maskz_mov_ps(any, of_sink.v));
+  return {_mm512_mask_mov_ps(none, any, natural_log(l, top)),
+          _mm512_maskz_div_ps(seen, _mm512_scalef_ps(_mm512_set1_ps(1.f), power), l)};
+}
+
+// out = O / l in the dtype, and lse, of 32 queries.
+template <class Half>
+inline void write_queries(const QueryBlock<float>& block, const TileForwardScratch& w) {
+  const AttentionParams& p = block.params;
+  const float sink =
+      p.sinks != nullptr ? static_cast<const float*>(p.sinks)[block.h] : NEG_INFINITY<float>;
+  alignas(64) float lse[16];
+  for (int64_t q = 0; q < block.rows; q += 16) {
+    const QueryStatistics statistics = finish_statistics(w.softmax, q, sink);
+    const int64_t count = min_of(16, block.rows - q), row = block.q_row() + q;
+    _mm512_store_ps(lse, statistics.lse);
+    for (int64_t i = 0; i < count; ++i) {
+      *row_value<float>(p.lse, block.b, block.h, row + i) = lse[i];
     }
-  }
-  for (int64_t q = 0; q < block.rows; ++q) {
-    const char* out = row_pointer(p.out, dtype, block.b, block.h, block.q_row() + q);
-    store_row(w.rows + q * ld, inverse[q], dtype, p.value_dim, const_cast<char*>(out));
-    *row_value<float>(p.lse, block.b, block.h, block.q_row() + q) = lse[q];
+    const auto O = [&](int64_t d) { return w.O + d / 16 * 512 + q * 16 + d % 16 * 16; };
+    write_lanes<Half>(O, {statistics.factor}, count, p.value_dim,
+                      half_rows(p.out, block.b, block.h, row));
   }
 }
 
@@ -285,7 +287,7 @@ inline void forward_on_tiles(const AttentionParams& p, int64_t b, int64_t h, int
   for (int64_t q = q_begin + (q_end - 1 - q_begin) / UNIT_Q * UNIT_Q; q >= q_begin; q -= UNIT_Q) {
     const QueryBlock<float> block = narrow_block(p, b, h, q);
     TileForward<Half>(block, keys, w).run();
-    write_queries(block, p.dtype, w);
+    write_queries<Half>(block, w);
   }
 }
 

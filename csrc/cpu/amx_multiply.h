@@ -13,22 +13,47 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 using half_t = uint16_t;
 
+// Two vectors, rounded: each as 16 halves, and as 16 pairs (low[i], high[i]).
+struct RoundedRows {
+  __m256i low, high;
+  __m512i pairs;
+};
+
 struct BFloat16 {
   template <int C, int A, int B>
   static void dot() {
     tile_dot_bf16<C, A, B>();
   }
-  // The bits in the lower half of each lane, rounded to nearest even.
+  static __m512 widen(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+  // For results: to nearest even, in the lower half of each lane.
   static __m512i round(Vec<float> x) {
     const __m512i bits = _mm512_castps_si512(x.v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __m512i half_ulp = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
     const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-    return _mm512_mask_mov_epi32(_mm512_srli_epi32(rounded, 16), nan, _mm512_set1_epi32(0x7FC0));
+    return _mm512_mask_mov_epi32(_mm512_srli_epi32(_mm512_add_epi32(bits, half_ulp), 16), nan,
+                                 _mm512_set1_epi32(0x7FC0));
   }
-  // Pairs (low[i], high[i]) of weights, which are never negative: half an ulp is added and cut off.
-  // Four additions and shifts, which unlike the conversion never wait for the tile products. A NaN
-  // of a product has no low bits and so stays one.
+  // For operands of products: to nearest, halves away from 0. A NaN is left as it is.
+  static RoundedRows round_rows(Vec<float> low, Vec<float> high) {
+    const auto rounded = [](__m512 x) {
+      const __m512i bits = _mm512_castps_si512(x);
+      const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+      return _mm512_mask_add_epi32(bits, number, bits, _mm512_set1_epi32(0x8000));
+    };
+    const __m512i a = rounded(low.v), b = rounded(high.v);
+    const __m512i upper_words =
+        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i rows = _mm512_permutex2var_epi16(a, upper_words, b);
+    return {_mm512_castsi512_si256(rows), _mm512_extracti64x4_epi64(rows, 1),
+            _mm512_mask_blend_epi16(0xAAAAAAAA, _mm512_srli_epi32(a, 16), b)};
+  }
+  // The pairs of weights, which are never negative, between tile products: four additions, shifts
+  // and blends, which unlike a conversion or comparison need not wait for the products. Here a NaN
+  // comes from a product or an exponential, has no low bits and so stays a NaN.
   static __m512i weight_pairs(Vec<float> low, Vec<float> high) {
     const __m512i half_ulp = _mm512_set1_epi32(0x8000);
     const __m512i even = _mm512_add_epi32(_mm512_castps_si512(low.v), half_ulp);
@@ -42,19 +67,18 @@ struct Float16 {
   static void dot() {
     tile_dot_fp16<C, A, B>();
   }
-  static __m512i round(Vec<float> x) {
-    return _mm512_cvtepu16_epi32(
-        _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  static __m512 widen(__m256i x) { return _mm512_cvtph_ps(x); }
+  static __m256i narrow(Vec<float> x) {
+    return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static __m512i round(Vec<float> x) { return _mm512_cvtepu16_epi32(narrow(x)); }
+  static RoundedRows round_rows(Vec<float> low, Vec<float> high) {
+    return {narrow(low), narrow(high), weight_pairs(low, high)};
   }
   static __m512i weight_pairs(Vec<float> low, Vec<float> high) {
     return _mm512_or_si512(round(low), _mm512_slli_epi32(round(high), 16));
   }
 };
-
-template <class Half>
-inline __m512i round_pairs(Vec<float> low, Vec<float> high) {
-  return _mm512_or_si512(Half::round(low), _mm512_slli_epi32(Half::round(high), 16));
-}
 
 // Two tiles of A below each other or of B side by side, walked along the reduction; in bytes.
 struct TileOperand {

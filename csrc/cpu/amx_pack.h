@@ -22,76 +22,101 @@ inline __mmask32 first_halves(int64_t n) {
   return n >= 32 ? 0xFFFFFFFFu : n <= 0 ? 0u : (1u << n) - 1;
 }
 
-// 32 values of a row that has `dim`, from `d` on.
-inline __m512i load_halves(const half_t* row, int64_t d, int64_t dim) {
-  return _mm512_maskz_loadu_epi16(first_halves(dim - d), row + d);
-}
-
 // Operand A with the reduction along the rows: 32 rows of `width` values, as they are.
 inline void copy_rows(const HalfRows& x, int64_t rows, int64_t dim, int64_t width, half_t* dst) {
   for (int64_t i = 0; i < 32; ++i) {
     for (int64_t d = 0; d < width; d += 32) {
-      const __m512i values =
-          i < rows ? load_halves(x.data + i * x.ld, d, dim) : _mm512_setzero_si512();
-      _mm512_store_si512(dst + i * width + d, values);
+      const __mmask32 mask = i < rows ? first_halves(dim - d) : 0;
+      _mm512_store_si512(dst + i * width + d,
+                         _mm512_maskz_loadu_epi16(mask, x.data + i * x.ld + d));
     }
   }
 }
 
-inline void transpose_dwords(const half_t* tile, half_t* dst) {
-  transpose_block(reinterpret_cast<const float*>(tile), 16, reinterpret_cast<float*>(dst), 16);
+// 16 x 16 pairs of values; `ld`, in values, is even.
+inline void transpose_dwords(const half_t* src, int64_t ld, half_t* dst) {
+  transpose_block(reinterpret_cast<const float*>(src), ld / 2, reinterpret_cast<float*>(dst), 16);
 }
 
 // Operand B with the reduction along the rows: rows become columns, two values of a row stay
 // together. dst[dim / 32][2][16 pairs of dims][16 rows][2]; all signs are changed if `flip`.
 inline void pack_lanes(const HalfRows& x, int64_t rows, int64_t dim, bool flip, half_t* dst) {
   const __m512i signs = _mm512_set1_epi16(flip ? int16_t(-0x8000) : int16_t(0));
+  const bool dwords = !flip && x.ld % 2 == 0;
   alignas(64) half_t square[TILE_HALVES];
   for (int64_t d = 0; d < dim; d += 32) {
+    const __mmask32 dims = first_halves(dim - d);
     for (int64_t first = 0; first < 32; first += 16) {
-      for (int64_t i = 0; i < 16; ++i) {
-        const __m512i values = first + i < rows
-                                   ? load_halves(x.data + (first + i) * x.ld, d, dim)
-                                   : _mm512_setzero_si512();
-        _mm512_store_si512(square + i * 32, _mm512_xor_si512(values, signs));
+      const half_t* from = x.data + first * x.ld + d;
+      half_t* to = dst + (d / 16 + first / 16) * TILE_HALVES;
+      if (dwords && first + 16 <= rows && d + 32 <= dim) {
+        transpose_dwords(from, x.ld, to);
+        continue;
       }
-      transpose_dwords(square, dst + (d / 16 + first / 16) * TILE_HALVES);
+      for (int64_t i = 0; i < 16; ++i) {
+        const __mmask32 mask = first + i < rows ? dims : 0;
+        _mm512_store_si512(
+            square + i * 32,
+            _mm512_xor_si512(_mm512_maskz_loadu_epi16(mask, from + i * x.ld), signs));
+      }
+      transpose_dwords(square, 32, to);
     }
   }
 }
 
-// Words 0, 32, 1, 33, .. of (even, odd), or of their upper halves.
-inline __m512i zip_halves(__m512i even, __m512i odd, bool upper) {
-  const __m512i low =
-      _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                       37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i order = upper ? _mm512_add_epi16(low, _mm512_set1_epi16(16)) : low;
-  return _mm512_permutex2var_epi16(even, order, odd);
+// 16 pairs of rows x 32 dims, zipped: words 0, 32, 1, 33, .. of an even and an odd row are a row of
+// the first tile, those of their upper halves one of the second.
+inline void zip_rows(const HalfRows& x, int64_t rows, __mmask32 dims, half_t* first,
+                     half_t* second) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t i = 0; i < 16; ++i) {
+    const half_t* from = x.data + 2 * i * x.ld;
+    const __m512i even = _mm512_maskz_loadu_epi16(2 * i < rows ? dims : 0, from);
+    const __m512i odd = _mm512_maskz_loadu_epi16(2 * i + 1 < rows ? dims : 0, from + x.ld);
+    _mm512_store_si512(first + i * 32, _mm512_permutex2var_epi16(even, low, odd));
+    _mm512_store_si512(second + i * 32, _mm512_permutex2var_epi16(even, high, odd));
+  }
 }
 
 // Operand B with the reduction down the rows: dst[dim / 16][16 pairs of rows][16 dims][2]. dst
 // holds round_up(dim, 32) / 16 tiles.
 inline void zip_rows_to_tiles(const HalfRows& x, int64_t rows, int64_t dim, half_t* dst) {
-  const auto row = [&](int64_t i, int64_t d) {
-    return i < rows ? load_halves(x.data + i * x.ld, d, dim) : _mm512_setzero_si512();
-  };
   for (int64_t d = 0; d < dim; d += 32) {
     half_t* tile = dst + d / 16 * TILE_HALVES;
-    for (int64_t i = 0; i < 16; ++i) {
-      const __m512i even = row(2 * i, d), odd = row(2 * i + 1, d);
-      _mm512_store_si512(tile + i * 32, zip_halves(even, odd, false));
-      _mm512_store_si512(tile + TILE_HALVES + i * 32, zip_halves(even, odd, true));
-    }
+    zip_rows({x.data + d, x.ld}, rows, first_halves(dim - d), tile, tile + TILE_HALVES);
   }
 }
 
 // Operand A with the reduction down the rows: dst[dim / 16][16 dims][32 rows].
 inline void transpose_rows_to_tiles(const HalfRows& x, int64_t rows, int64_t dim, half_t* dst) {
-  zip_rows_to_tiles(x, rows, dim, dst);
-  alignas(64) half_t square[TILE_HALVES];
-  for (int64_t tile = 0; tile < round_up(dim, 32) / 16; ++tile) {
-    __builtin_memcpy(square, dst + tile * TILE_HALVES, sizeof(square));
-    transpose_dwords(square, dst + tile * TILE_HALVES);
+  alignas(64) half_t squares[2][TILE_HALVES];
+  for (int64_t d = 0; d < dim; d += 32) {
+    half_t* tile = dst + d / 16 * TILE_HALVES;
+    zip_rows({x.data + d, x.ld}, rows, first_halves(dim - d), squares[0], squares[1]);
+    transpose_dwords(squares[0], 32, tile);
+    transpose_dwords(squares[1], 32, tile + TILE_HALVES);
+  }
+}
+
+// `count` rows of the dtype from lanes: lanes_of(d) holds dim d of 16 rows. Pairs of dims are
+// rounded while rows are the lanes, and transposed as one.
+template <class Half, class LanesOf>
+inline void write_lanes(const LanesOf& lanes_of, Vec<float> factor, int64_t count, int64_t dim,
+                        const HalfRows& to) {
+  alignas(64) half_t square[TILE_HALVES], rows[TILE_HALVES];
+  for (int64_t d = 0; d < dim; d += 32) {
+    for (int64_t pair = 0; pair < 16; ++pair) {
+      const __m512i low = Half::round(Vec<float>::load(lanes_of(d + 2 * pair)) * factor);
+      const __m512i high = Half::round(Vec<float>::load(lanes_of(d + 2 * pair + 1)) * factor);
+      _mm512_store_si512(square + pair * 32, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+    transpose_dwords(square, 32, rows);
+    for (int64_t i = 0; i < count; ++i) {
+      _mm512_mask_storeu_epi16(const_cast<half_t*>(to.data) + i * to.ld + d, first_halves(dim - d),
+                               _mm512_load_si512(rows + i * 32));
+    }
   }
 }
 
@@ -156,9 +181,7 @@ class PackedKeys {
   static constexpr int64_t ROW_BYTES = GRANULE * sizeof(half_t);  // per dim of a granule
 
   char* at(int64_t granule) const { return head_.memory + granule * bytes_; }
-  int64_t rows_in(int64_t granule) const {
-    return min_of(GRANULE, seq_.len_k - granule * GRANULE);
-  }
+  int64_t rows_in(int64_t granule) const { return min_of(GRANULE, seq_.len_k - granule * GRANULE); }
 
   // Dense rows that begin on cache lines are operands already.
   bool in_place(const Operand& x, int64_t dim, int64_t granule) const {

@@ -15,8 +15,8 @@ constexpr int64_t UNIT_Q = 32;
 constexpr int64_t ROW_BYTES = BLOCK_Q * sizeof(float);
 
 // No running maximum: a query's shift is the maximum of the first unit that it sees, rounded up to
-// an integer (its logarithm's base is 2). A later weight may grow to this before the shift is raised
-// and the unit is done once more: below fp16's 65504, and V times it stays far inside fp32.
+// an integer (its logarithm's base is 2). A later weight may grow to this before the shift is
+// raised and the unit is done once more: below fp16's 65504, and V times it stays far inside fp32.
 constexpr float LARGEST_SUM = 0x1p15f;
 
 // 2^x. Relative error 8e-8, and 2^0 = 1; see exp2 in vec.h.
@@ -79,8 +79,7 @@ inline void update_shift(const float* s, int64_t keys, bool raise, int64_t value
       top[1] = _mm512_max_ps(top[1], _mm512_mul_ps(_mm512_loadu_ps(at + BLOCK_Q), factor));
     }
     const __m512 highest = _mm512_max_ps(top[0], top[1]);
-    const __m512 wanted =
-        _mm512_roundscale_ps(highest, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
+    const __m512 wanted = _mm512_roundscale_ps(highest, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
     const __mmask16 sees =
         _mm512_cmp_ps_mask(highest, _mm512_set1_ps(NEG_INFINITY<float>), _CMP_GT_OQ);
     const __mmask16 seen = static_cast<__mmask16>(state.seen >> 16 * half);
@@ -101,8 +100,8 @@ inline void update_shift(const float* s, int64_t keys, bool raise, int64_t value
   }
 }
 
-// Where a query of the unit does not see a key: -inf. Rows of `s` are keys [key_begin, ..), of which
-// the keys before key_end exist; for each the visible queries are an interval.
+// Where a query of the unit does not see a key: -inf. Rows of `s` are keys [key_begin, ..), of
+// which the keys before key_end exist; for each the visible queries are an interval.
 inline void mask_unit(const Band& band, int64_t q_begin, int64_t key_begin, int64_t keys,
                       int64_t key_end, int64_t lanes, float* s) {
   const __m512 hidden = _mm512_set1_ps(NEG_INFINITY<float>);
@@ -198,7 +197,7 @@ inline void weights_with_dropout(float* s, const float* dropout, int64_t granule
         const __mmask16 kept = _mm512_cmp_ps_mask(p.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         weight[i] = {_mm512_maskz_mul_ps(kept, p.v, _mm512_loadu_ps(dropout + at))};
       }
-      _mm512_storeu_si512(s + score_index(j, q), round_pairs<Half>(weight[0], weight[1]));
+      _mm512_storeu_si512(s + score_index(j, q), Half::round_rows(weight[0], weight[1]).pairs);
     }
     sum.store(state.unit_sum + q);
   }

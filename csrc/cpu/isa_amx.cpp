@@ -58,18 +58,14 @@ template <class Half>
 constexpr TileKernels tile_kernels() {
   using namespace amx;
   return {
-      [](const AttentionParams& p) {
-        return !p.rows_share_position && p.len_q >= FEWEST_QUERIES;
-      },
+      [](const AttentionParams& p) { return !p.rows_share_position && p.len_q >= FEWEST_QUERIES; },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::FORWARD); },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::BACKWARD); },
       TileForwardScratch::bytes,
       TileBackwardScratch::bytes,
       forward_on_tiles<Half>,
       backward_on_tiles<Half>,
-      [](const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
-        finish_key_row<float>(params, b, h, row, static_cast<float>(params.forward.scale));
-      },
+      finish_tile_row<Half>,
   };
 }
 
@@ -79,8 +75,8 @@ constexpr TileKernels FP16_TILES = tile_kernels<amx::Float16>();
 }  // namespace
 
 const Kernels kernels_amx_bf16 = {
-    "amx_bf16",   bf16_supported,     amx::BLOCK_Q, amx::BLOCK_KV, &avx512_fp32,
-    &avx512_fp64, bf16_without_tiles, &BF16_TILES,
+    "amx_bf16",   bf16_supported, amx::BLOCK_Q,       amx::BLOCK_KV,
+    &avx512_fp32, &avx512_fp64,   bf16_without_tiles, &BF16_TILES,
 };
 
 const Kernels kernels_amx_fp16 = {

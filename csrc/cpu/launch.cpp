@@ -20,11 +20,7 @@ namespace {
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
 #if defined(__x86_64__)
-    &kernels_amx_fp16,
-    &kernels_amx_bf16,
-    &kernels_avx512_bf16,
-    &kernels_avx512,
-    &kernels_avx2,
+    &kernels_amx_fp16, &kernels_amx_bf16, &kernels_avx512_bf16, &kernels_avx512, &kernels_avx2,
 #endif
     &kernels_portable,
 };
@@ -168,14 +164,14 @@ class PackedLaunch {
     const int64_t packed_bytes = own_granules_ * layout_.granule_bytes;
     const int64_t state_bytes = own_granules_ * static_cast<int64_t>(sizeof(int32_t));
     const int64_t count = p_.batch * p_.heads_kv;
-    return for_each_item(
-        pool, count, tile_bytes_ + packed_bytes + state_bytes, [&](int64_t item, void* scratch) {
-          char* memory = static_cast<char*>(scratch) + tile_bytes_;
-          int32_t* state = reinterpret_cast<int32_t*>(memory + packed_bytes);
-          std::fill_n(state, own_granules_, 0);
-          body(heads_.batches[item / p_.heads_kv], item % p_.heads_kv, PackedHead{memory, state},
-               scratch);
-        });
+    return for_each_item(pool, count, tile_bytes_ + packed_bytes + state_bytes,
+                         [&](int64_t item, void* scratch) {
+                           char* memory = static_cast<char*>(scratch) + tile_bytes_;
+                           int32_t* state = reinterpret_cast<int32_t*>(memory + packed_bytes);
+                           std::fill_n(state, own_granules_, 0);
+                           body(heads_.batches[item / p_.heads_kv], item % p_.heads_kv,
+                                PackedHead{memory, state}, scratch);
+                         });
   }
 
   // body(item, scratch, head_of), where head_of(b, h_kv) is the packed head that all items share.
@@ -189,9 +185,8 @@ class PackedLaunch {
     const auto head_of = [&](int64_t b, int64_t h_kv) {
       return layout_.head(packed, state.data(), b, h_kv);
     };
-    return for_each_item(pool, count, tile_bytes_, [&](int64_t item, void* scratch) {
-      body(item, scratch, head_of);
-    });
+    return for_each_item(pool, count, tile_bytes_,
+                         [&](int64_t item, void* scratch) { body(item, scratch, head_of); });
   }
 
  private:
@@ -250,8 +245,7 @@ struct BackwardOrder {
         heads_kv(p.heads_kv),
         group(p.heads_q / p.heads_kv),
         kv_heads(p.batch * p.heads_kv),
-        side_by_side(
-            std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(kv_heads, 1))) {}
+        side_by_side(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(kv_heads, 1))) {}
 
   int64_t per_head() const { return group * q_blocks; }
   int64_t count() const { return kv_heads * per_head(); }
@@ -284,11 +278,11 @@ Status backward_on_tiles(const BackwardParams& params, const TileKernels& tiles,
           }
         });
   }
-  return launch.for_each_block(
-      pool, order.count(), [&](int64_t item, void* scratch, const auto& head_of) {
-        const BackwardOrder::Block x = order.block(item);
-        run(x, head_of(x.b, x.h / order.group), scratch);
-      });
+  return launch.for_each_block(pool, order.count(),
+                               [&](int64_t item, void* scratch, const auto& head_of) {
+                                 const BackwardOrder::Block x = order.block(item);
+                                 run(x, head_of(x.b, x.h / order.group), scratch);
+                               });
 }
 
 Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
@@ -424,9 +418,8 @@ Status launch_backward(const BackwardParams& params, const char* isa, const Thre
     if (x.q_begin >= sequence_of(p, x.b).len_q) return;
     kernels.backward(all, x.b, x.h, x.q_begin, turns.data() + x.turns, memory);
   };
-  Status status = tiles != nullptr
-                      ? backward_on_tiles(all, *tiles, order, turns.data(), useful)
-                      : for_each_item(useful, order.count(), scratch, body);
+  Status status = tiles != nullptr ? backward_on_tiles(all, *tiles, order, turns.data(), useful)
+                                   : for_each_item(useful, order.count(), scratch, body);
   if (!status.ok) return status;
 
   const auto finish_key_row = tiles != nullptr ? tiles->finish_key_row : kernels.finish_key_row;
