@@ -81,7 +81,8 @@ class TileBackward {
       keys_.prepare(granule_, granule_ + granules_);
       multiply_scores();
       finish_scores_of_step();
-      round_gradients();
+      p_.softcap > 0 || p_.dropout.threshold != 0 ? round_gradients<true>()
+                                                  : round_gradients<false>();
       const Turnstile turnstile(turns, block_.seq, group_head, block_.q_begin / BLOCK_Q, at);
       turnstile.wait();
       accumulate(w_.P_rows, w_.dO_pairs, p_.value_dim, params_.value_sum);
@@ -181,21 +182,20 @@ class TileBackward {
   struct Gradients {
     Vec<float> P, dS;
   };
-  // One key of 16 queries. Lanes and keys that do not exist give 0, whatever stands in the buffers.
-  Gradients gradients_at(int64_t key, int64_t lane, Vec<float> offset, Vec<float> delta) const {
+  // One key of 16 queries, `rows` of which exist: the others give 0, whatever stands in the
+  // buffers.
+  template <bool TERMS>
+  Gradients gradients_at(int64_t at, __mmask16 rows, Vec<float> offset, Vec<float> delta) const {
     using V = Vec<float>;
-    const int64_t at = score_index(key, lane);
-    const __mmask16 rows =
-        static_cast<__mmask16>(key < step_.count() ? first_halves(block_.rows - lane) : 0);
     const V P = exp2_of_score(V::fma(V::load(w_.S + at), V::broadcast(factor_), offset));
     V dP = V::load(w_.dP + at), dropped = P;
-    if (p_.dropout.threshold != 0) {
+    if (TERMS && p_.dropout.threshold != 0) {
       const V kept = V::load(w_.dropout + at);
       dP = dP * kept;
       dropped = P * kept;
     }
     V dS = P * (dP - delta);
-    if (p_.softcap > 0) dS = dS * V::load(w_.slope + at);
+    if (TERMS && p_.softcap > 0) dS = dS * V::load(w_.slope + at);
     return {{_mm512_maskz_mov_ps(rows, dropped.v)}, {_mm512_maskz_mov_ps(rows, dS.v)}};
   }
   static void store_rows(half_t* to, const RoundedRows& x) {
@@ -204,18 +204,24 @@ class TileBackward {
   }
 
   // P^T and dS^T from S^T and dP^T, as rows of keys, and dS^T as pairs of keys.
+  template <bool TERMS>
   void round_gradients() {
     using V = Vec<float>;
+    half_t *const P_rows = w_.P_rows, *const dS_rows = w_.dS_rows, *const dS_pairs = w_.dS_pairs;
+    const int64_t keys = granules_ * GRANULE, count = step_.count();
     for (int64_t lane = 0; lane < q_end_; lane += V::WIDTH) {
       const V offset = V::broadcast(0.f) - V::load(w_.lse + lane) * V::broadcast(LOG2_E<float>);
       const V delta = V::load(w_.delta + lane);
-      for (int64_t j = 0; j < granules_ * GRANULE; j += 2) {
-        const Gradients low = gradients_at(j, lane, offset, delta);
-        const Gradients high = gradients_at(j + 1, lane, offset, delta);
-        store_rows(w_.P_rows + score_index(j, lane), Half::round_rows(low.P, high.P));
+      const __mmask16 rows = static_cast<__mmask16>(first_halves(block_.rows - lane));
+      for (int64_t j = 0; j < keys; j += 2) {
+        const int64_t at = score_index(j, lane);
+        const Gradients low = gradients_at<TERMS>(at, j < count ? rows : 0, offset, delta);
+        const Gradients high =
+            gradients_at<TERMS>(at + BLOCK_Q, j + 1 < count ? rows : 0, offset, delta);
+        store_rows(P_rows + at, Half::round_rows(low.P, high.P));
         const RoundedRows dS = Half::round_rows(low.dS, high.dS);
-        store_rows(w_.dS_rows + score_index(j, lane), dS);
-        _mm512_store_si512(w_.dS_pairs + j * BLOCK_Q + 2 * lane, dS.pairs);
+        store_rows(dS_rows + at, dS);
+        _mm512_store_si512(dS_pairs + j * BLOCK_Q + 2 * lane, dS.pairs);
       }
     }
   }

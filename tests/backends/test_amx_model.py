@@ -1,23 +1,61 @@
-"""The AMX tiers on any machine with AVX-512: the kernels as they are, the instructions modelled.
+"""The AMX tiles on any machine with AVX-512: the kernels as they are, the instructions modelled.
 
-Every case of shapes.py in the tier's dtype, forward and gradients within their budgets.
+Where a processor has AMX, its tiers are in _ext.available_cpu_isas(), and every other test of the
+CPU backend runs on them too.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
+from attention_case import AttentionCase
+from attention_inputs import AttentionInputs
 from hypothesis import HealthCheck, given, settings
 from shapes import CASES, attention_cases
 
 from backends.test_accuracy import LONG, compute
-from fused_attention import _ext
+from backends.test_cpu_threads import CASES as THREAD_CASES
+from backends.test_cpu_threads import assert_bit_equal, forward_and_gradients
+from fused_attention import Band, _ext, attention
 from native.amx_model import operators
 
 pytestmark = pytest.mark.skipif(
     "avx512" not in _ext.available_cpu_isas(), reason="the kernels need AVX-512 around the tiles"
 )
 TIERS = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+
+# What is particular to tiles: 32 keys packed at a time, 32 queries, units of 64 or 128 keys, rows
+# used in place or copied.
+TILES = (
+    AttentionCase("in_place", batch=1, len_q=70, len_k=192, head_dim=64),
+    AttentionCase("copied", batch=1, len_q=70, len_k=192, head_dim=64, layout="swapped"),
+    AttentionCase(
+        "wide_units", batch=1, heads_kv=1, len_q=150, len_k=330, head_dim=128, band=Band.causal()
+    ),
+    AttentionCase(
+        "wide_units_window",
+        batch=1,
+        len_q=300,
+        head_dim=96,
+        value_dim=128,
+        band=Band.window(100, 20),
+    ),
+    AttentionCase("widest", batch=1, heads_q=1, len_q=40, len_k=140, head_dim=512),
+    AttentionCase("narrow_long", batch=1, len_q=200, head_dim=16, band=Band.causal()),
+    AttentionCase("value_of_3_tiles", batch=1, len_q=70, len_k=140, head_dim=48, value_dim=40),
+    AttentionCase(
+        "short_sequences",
+        heads_q=4,
+        heads_kv=2,
+        head_dim=64,
+        seq_lens_q=(16, 33, 64, 1, 128, 31, 32, 100),
+        band=Band.causal(),
+        trailing=1,
+    ),
+    AttentionCase("dropout_long", batch=1, len_q=70, len_k=300, head_dim=128, dropout_p=0.3),
+    AttentionCase("bias_long", batch=1, len_q=70, len_k=200, head_dim=64, bias="1hqk"),
+    AttentionCase("sinks_far_above", batch=1, len_q=40, sinks=True, scale=1e-3, magnitude=0.01),
+)
 
 
 @pytest.fixture(params=TIERS, ids=str)
@@ -29,8 +67,80 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
     return request.param
 
 
-@pytest.mark.parametrize("case", (*CASES, *LONG), ids=str)
+@pytest.mark.parametrize("case", (*CASES, *LONG, *TILES), ids=str)
 def test_within_budget(case, dtype, poisoned_allocations):
     inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), "cpu")
     inputs.assert_forward(out, lse)
     inputs.assert_gradients(grads, *upstream)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(case=attention_cases())
+def test_random_problems_within_budget(case, dtype, poisoned_allocations):
+    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), "cpu")
+    inputs.assert_forward(out, lse)
+    inputs.assert_gradients(grads, *upstream)
+
+
+def growing_scores(dtype: torch.dtype, head_dim: int, steps: tuple[float, ...]) -> AttentionInputs:
+    """Scores that rise by `steps` (in units of 1) from each 64 keys to the next."""
+    case = AttentionCase("grows", 1, 2, None, 40, 64 * len(steps), head_dim, dtype=dtype, scale=1.0)
+    inputs = case.make()
+    with torch.no_grad():
+        inputs.query[..., 0] = 1.0
+        level = torch.tensor(steps).cumsum(0).repeat_interleave(64)
+        inputs.query[..., 1:] *= 0.1
+        inputs.key[..., 0] = level.to(dtype)
+    return inputs
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "steps", [(0.0, 9.0, 9.0, 9.0, 9.0), (0.0, 40.0, 100.0, 0.0, 60.0), (0.0, -90.0, 0.0, 91.0)]
+)
+def test_a_later_maximum_far_above_the_first(steps, head_dim, dtype):
+    """The shift of a query is raised, and what was summed before is scaled down."""
+    inputs = growing_scores(dtype, head_dim, steps)
+    operands = (inputs.query, inputs.key, inputs.value)
+    out, lse = attention(*operands, scale=1.0, return_lse=True, backend="cpu")
+    inputs.assert_forward(out, lse)
+
+
+def test_lse_is_exact_to_a_ten_thousandth(dtype):
+    """Sums are of weights before rounding: the backward divides by them again."""
+    inputs = AttentionCase("lse", 1, 2, None, 64, 1000, 64, dtype=dtype, magnitude=3.0).make()
+    operands = (inputs.query, inputs.key, inputs.value)
+    _, lse = attention(*operands, return_lse=True, backend="cpu")
+    exact = inputs.exact[1]
+    error = (lse.double() - exact).abs() / exact.abs().clamp(min=1.0)
+    assert error.max() < 1e-6
+
+
+def test_nan_in_a_query_reaches_its_own_row_only(dtype):
+    query, key, value = (torch.randn(1, 2, 70, 16).to(dtype) for _ in range(3))
+    query[0, 0, 5, 3] = query[0, 1, 69, 0] = torch.nan
+    out, lse = attention(query, key, value, causal=True, return_lse=True, backend="cpu")
+    for row in ((0, 0, 5), (0, 1, 69)):
+        assert out[row].isnan().all() and lse[row].isnan()
+        out[row] = lse[row] = 0
+    assert out.isfinite().all() and lse.isfinite().all()
+
+
+@pytest.mark.parametrize("case", THREAD_CASES, ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(case, dtype):
+    """One thread takes whole heads, several share blocks of queries and the packed keys."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = forward_and_gradients(case.with_dtype(dtype))
+        for threads in (2, 5):
+            torch.set_num_threads(threads)
+            for _ in range(3):
+                assert_bit_equal(forward_and_gradients(case.with_dtype(dtype)), alone)
+    finally:
+        torch.set_num_threads(before)
