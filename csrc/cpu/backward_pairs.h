@@ -126,6 +126,7 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    prefetch_next_step(params, block, step);
     const RowsBf16 K = load_rows_bf16(p.key, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const RowsBf16 V = load_rows_bf16(p.value, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_scores_pairs(block, step, K, w.Q_lanes, unit, w.S, w.slope, w.bias);

@@ -59,30 +59,50 @@ inline void convert_row(const char* src, DType, int64_t n, double* dst) {
   std::memcpy(dst, src, n * sizeof(double));
 }
 
+inline void store_vector(Vec<float> value, DType dtype, char* dst) {
+  if (dtype == DType::FLOAT32) {
+    value.store(reinterpret_cast<float*>(dst));
+  } else if (dtype == DType::BFLOAT16) {
+    value.store_bf16(reinterpret_cast<uint16_t*>(dst));
+  } else {
+    value.store_fp16(reinterpret_cast<uint16_t*>(dst));
+  }
+}
+
 // n values times `factor` from src to the storage dtype at dst.
 inline void store_row(const float* src, float factor, DType dtype, int64_t n, char* dst) {
   using V = Vec<float>;
   const V scale = V::broadcast(factor);
+  const int64_t size = element_size(dtype);
   int64_t i = 0;
-  for (; i < n; i += V::WIDTH) {
+  for (; i + V::WIDTH <= n; i += V::WIDTH) {
+    store_vector(V::load(src + i) * scale, dtype, dst + i * size);
+  }
+  if (i < n) {
     float wide[V::WIDTH] = {};
-    const int64_t count = min_of(V::WIDTH, n - i);
-    std::memcpy(wide, src + i, count * sizeof(float));
-    const V value = V::load(wide) * scale;
-    if (dtype == DType::FLOAT32) {
-      value.store(wide);
-      std::memcpy(dst + i * 4, wide, count * sizeof(float));
-    } else {
-      uint16_t half[V::WIDTH];
-      dtype == DType::BFLOAT16 ? value.store_bf16(half) : value.store_fp16(half);
-      std::memcpy(dst + i * 2, half, count * sizeof(uint16_t));
-    }
+    char narrow[V::WIDTH * sizeof(float)];
+    std::memcpy(wide, src + i, (n - i) * sizeof(float));
+    store_vector(V::load(wide) * scale, dtype, narrow);
+    std::memcpy(dst + i * size, narrow, (n - i) * size);
   }
 }
 
 inline void store_row(const double* src, double factor, DType, int64_t n, char* dst) {
   double* out = reinterpret_cast<double*>(dst);
   for (int64_t i = 0; i < n; ++i) out[i] = src[i] * factor;
+}
+
+// Asks for n rows of the storage dtype before they are needed: the products read them in an order
+// that the hardware does not foresee.
+inline void prefetch_rows(const Operand& x, DType dtype, int64_t b, int64_t h, int64_t row,
+                          int64_t n, int64_t dim) {
+  const char* src = row_pointer(x, dtype, b, h, row);
+  const int64_t size = element_size(dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t at = 0; at < dim * size; at += 64) {
+      __builtin_prefetch(src + i * x.row * size + at, 0, 2);
+    }
+  }
 }
 
 // A tile as the products read it: rows of `ld` elements.
