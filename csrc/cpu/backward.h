@@ -184,7 +184,7 @@ inline void write_query_gradient(const BackwardParams& params, const QueryBlock<
                                  Scratch& w) {
   const AttentionParams& p = params.forward;
   const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
-  transpose(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
+  transpose_padded(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const int64_t row = block.q_row() + q;
     char* dq = const_cast<char*>(row_pointer(params.grad_query, p.dtype, block.b, block.h, row));

@@ -68,8 +68,8 @@ inline void load_query_block_pairs(const BackwardParams& params, const QueryBloc
 // P (with dropout) and dS of one key and one vector of queries. SPECIAL: dropout or a softcap.
 template <bool SPECIAL>
 inline void score_gradient_pairs(const AttentionParams& p, const BackwardScratchPairs& w,
-                                 int64_t at, Vec<float> factor, Vec<float> offset,
-                                 Vec<float> delta, Vec<float>* weight, Vec<float>* gradient) {
+                                 int64_t at, Vec<float> factor, Vec<float> offset, Vec<float> delta,
+                                 Vec<float>* weight, Vec<float>* gradient) {
   using V = Vec<float>;
   *weight = exp2_for_bf16(V::fma(V::load(w.S + at), factor, offset));
   V dP = V::load(w.dP + at), P = *weight;

@@ -136,7 +136,7 @@ template <class T, class Scratch>
 inline void write_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
   const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  transpose(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
+  transpose_padded(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const T inverse = w.l[q] == T(0) ? T(0) : T(1) / w.l[q];
     const char* out = row_pointer(p.out, p.dtype, block.b, block.h, block.q_row() + q);

@@ -166,18 +166,46 @@ inline void transpose(const T* src, int64_t ld_src, int64_t rows, int64_t cols, 
   }
 }
 
-// Queries as lanes: dst[d][q] = x[q][d] * factor for `rows` queries; the other lanes of dst's
-// BLOCK_Q are 0, so that they take part in products harmlessly.
+// dst[j][i] = src[i][j] for all j < cols and at least all i < rows: whole blocks, where both sides
+// have room for them.
 template <class T>
-inline void load_lanes(const Tile<T>& x, int64_t rows, int64_t dim, T factor, T* dst) {
-  using V = Vec<T>;
-  const int64_t lanes = vectors<T>(rows) * V::WIDTH;
-  transpose(x.data, x.ld, rows, dim, dst, BLOCK_Q);
+inline void transpose_padded(const T* src, int64_t ld_src, int64_t rows, int64_t cols, T* dst,
+                             int64_t ld_dst) {
+  transpose(src, ld_src, round_up(rows, ROW_ALIGN), round_up(cols, ROW_ALIGN), dst, ld_dst);
+}
+
+// Queries as lanes: dst[d][q] = x[q][d] * factor for `rows` queries; the other lanes of the last
+// vector are 0, so that they take part in products harmlessly. The rows of a square of lanes are
+// gathered first: single elements stored into dst would have to be waited for when it is read.
+inline void load_lanes(const Tile<float>& x, int64_t rows, int64_t dim, float factor, float* dst) {
+  using V = Vec<float>;
+  alignas(64) float square[V::WIDTH * V::WIDTH];
   const V scale = V::broadcast(factor);
+  for (int64_t q = 0; q < rows; q += V::WIDTH) {
+    for (int64_t d = 0; d < dim; d += V::WIDTH) {
+      const int64_t count = min_of(V::WIDTH, dim - d);
+      for (int64_t i = 0; i < V::WIDTH; ++i) {
+        float* row = square + i * V::WIDTH;
+        if (q + i < rows && count == V::WIDTH) {
+          (V::load(x.data + (q + i) * x.ld + d) * scale).store(row);
+        } else {
+          const float* src = x.data + (q + i) * x.ld + d;
+          for (int64_t j = 0; j < V::WIDTH; ++j) {
+            row[j] = q + i < rows && j < count ? src[j] * factor : 0.f;
+          }
+        }
+      }
+      transpose_block(square, V::WIDTH, dst + d * BLOCK_Q + q, BLOCK_Q);
+    }
+  }
+}
+
+inline void load_lanes(const Tile<double>& x, int64_t rows, int64_t dim, double factor,
+                       double* dst) {
   for (int64_t d = 0; d < dim; ++d) {
-    T* lane = dst + d * BLOCK_Q;
-    for (int64_t q = rows; q < lanes; ++q) lane[q] = T(0);
-    for (int64_t q = 0; q < lanes; q += V::WIDTH) (V::load(lane + q) * scale).store(lane + q);
+    for (int64_t q = 0; q < BLOCK_Q; ++q) {
+      dst[d * BLOCK_Q + q] = q < rows ? x.data[q * x.ld + d] * factor : 0.0;
+    }
   }
 }
 
