@@ -184,13 +184,27 @@ inline void write_query_gradient(const BackwardParams& params, const QueryBlock<
                                  Scratch& w) {
   const AttentionParams& p = params.forward;
   const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
-  transpose(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
+  transpose_padded(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const int64_t row = block.q_row() + q;
     char* dq = const_cast<char*>(row_pointer(params.grad_query, p.dtype, block.b, block.h, row));
     store_row(w.rows + q * ld, factor, p.dtype, p.head_dim, dq);
     *row_value<T>(params.delta, block.b, block.h, row) = w.delta[q];
   }
+}
+
+// K, V, dK and dV of the step after this one.
+template <class T>
+inline void prefetch_next_step(const BackwardParams& params, const QueryBlock<T>& block,
+                               const KeyStep& step) {
+  const AttentionParams& p = params.forward;
+  const DType sum_dtype = sizeof(T) == 8 ? DType::FLOAT64 : DType::FLOAT32;
+  const int64_t row = block.seq.k_start + step.end;
+  const int64_t ahead = min_of(BLOCK_KV, block.keys.end - step.end);
+  prefetch_rows(p.key, p.dtype, block.b, block.h_kv, row, ahead, p.head_dim);
+  prefetch_rows(p.value, p.dtype, block.b, block.h_kv, row, ahead, p.value_dim);
+  prefetch_rows(params.key_sum, sum_dtype, block.b, block.h_kv, row, ahead, p.head_dim);
+  prefetch_rows(params.value_sum, sum_dtype, block.b, block.h_kv, row, ahead, p.value_dim);
 }
 
 // `turns`: the counters of this (batch, key/value head), one per block of keys, zero at the start.
@@ -208,6 +222,7 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    prefetch_next_step(params, block, step);
     const Tile<T> K = load_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const Tile<T> V = load_rows(p.value, p.dtype, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_score_gradients(block, step, K, V, w);

@@ -65,42 +65,49 @@ inline void load_query_block_pairs(const BackwardParams& params, const QueryBloc
   load_statistics(params, block, w);
 }
 
+// P (with dropout) and dS of one key and one vector of queries. SPECIAL: dropout or a softcap.
+template <bool SPECIAL>
+inline void score_gradient_pairs(const AttentionParams& p, const BackwardScratchPairs& w,
+                                 int64_t at, Vec<float> factor, Vec<float> offset, Vec<float> delta,
+                                 Vec<float>* weight, Vec<float>* gradient) {
+  using V = Vec<float>;
+  *weight = exp2_for_bf16(V::fma(V::load(w.S + at), factor, offset));
+  V dP = V::load(w.dP + at), P = *weight;
+  if (SPECIAL && p.dropout.threshold != 0) {
+    const V kept = V::load(w.dropout + at);
+    *weight = P * kept;
+    dP = dP * kept;
+  }
+  *gradient = P * (dP - delta);
+  if (SPECIAL && p.softcap > 0) *gradient = *gradient * V::load(w.slope + at);
+}
+
 // P^T and dS^T of one step from S^T and dP^T, as rows of keys and dS^T as pairs of keys.
+template <bool SPECIAL>
 inline void score_gradients_pairs(const QueryBlock<float>& block, int64_t count, float unit,
                                   BackwardScratchPairs& w) {
   using V = Vec<float>;
   const AttentionParams& p = block.params;
-  const bool drop = p.dropout.threshold != 0, capped = p.softcap > 0;
   const V factor = V::broadcast(unit * LOG2_E<float>), zero = V::broadcast(0.f);
+  const auto store_rows = [](__m512i rows, bf16_t* to) {
+    __m256i* row = reinterpret_cast<__m256i*>(to);
+    _mm256_store_si256(row, _mm512_castsi512_si256(rows));
+    _mm256_store_si256(row + BLOCK_Q / V::WIDTH, _mm512_extracti64x4_epi64(rows, 1));
+  };
   for (int64_t lane = 0; lane < block.vecs * V::WIDTH; lane += V::WIDTH) {
     const V offset = zero - V::load(w.lse + lane) * V::broadcast(LOG2_E<float>);
     const V delta = V::load(w.delta + lane);
     for (int64_t j = 0; j < count; j += 2) {
-      V weight[2] = {zero, zero}, gradient[2] = {zero, zero};
-      const int64_t present = min_of(2, count - j);
-      for (int64_t i = 0; i < present; ++i) {
-        const int64_t at = (j + i) * BLOCK_Q + lane;
-        V dP = V::load(w.dP + at);
-        const V P = exp2_for_bf16(V::fma(V::load(w.S + at), factor, offset));
-        weight[i] = P;
-        if (drop) {
-          const V kept = V::load(w.dropout + at);
-          weight[i] = P * kept;
-          dP = dP * kept;
-        }
-        gradient[i] = P * (dP - delta);
-        if (capped) gradient[i] = gradient[i] * V::load(w.slope + at);
-      }
-      const __m512i P = pack_pairs(weight[0], weight[1]).rows;
+      const int64_t at = j * BLOCK_Q + lane;
+      V weight[2], gradient[2];
+      score_gradient_pairs<SPECIAL>(p, w, at, factor, offset, delta, &weight[0], &gradient[0]);
+      score_gradient_pairs<SPECIAL>(p, w, at + BLOCK_Q, factor, offset, delta, &weight[1],
+                                    &gradient[1]);
+      if (j + 1 == count) weight[1] = gradient[1] = zero;  // what lies there is of another step
+      store_rows(pack_pairs(weight[0], weight[1]).rows, w.P_rows + at);
       const PackedPairs dS = pack_pairs(gradient[0], gradient[1]);
-      const auto store_rows = [&](__m512i rows, bf16_t* to) {
-        __m256i* row = reinterpret_cast<__m256i*>(to + j * BLOCK_Q + lane);
-        _mm256_store_si256(row, _mm512_castsi512_si256(rows));
-        _mm256_store_si256(row + BLOCK_Q / V::WIDTH, _mm512_extracti64x4_epi64(rows, 1));
-      };
-      store_rows(P, w.P_rows);
-      store_rows(dS.rows, w.dS_rows);
-      _mm512_store_si512(w.dS_pairs + j * BLOCK_Q + 2 * lane, dS.pairs);
+      store_rows(dS.rows, w.dS_rows + at);
+      _mm512_store_si512(w.dS_pairs + at + lane, dS.pairs);
     }
   }
   // The partner of the last query of an odd block: products over queries read it.
@@ -126,13 +133,16 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    prefetch_next_step(params, block, step);
     const RowsBf16 K = load_rows_bf16(p.key, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const RowsBf16 V = load_rows_bf16(p.value, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_scores_pairs(block, step, K, w.Q_lanes, unit, w.S, w.slope, w.bias);
     gemm_pairs<AOrder::ROWS, false>(count, block.vecs, (p.value_dim + 1) / 2, V.data, V.ld,
                                     w.dO_lanes, 2 * BLOCK_Q, w.dP, BLOCK_Q);
     if (p.dropout.threshold != 0) dropout_factors(block, step, w.dropout);
-    score_gradients_pairs(block, count, unit.unit, w);
+    const bool special = p.dropout.threshold != 0 || p.softcap > 0;
+    (special ? score_gradients_pairs<true> : score_gradients_pairs<false>)(block, count, unit.unit,
+                                                                           w);
     zip_rows(K.data, K.ld, count, p.head_dim, w.K_pairs);
 
     float* dV = static_cast<float*>(params.value_sum.data) + b * params.value_sum.batch +

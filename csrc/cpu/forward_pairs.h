@@ -74,24 +74,15 @@ inline void compute_scores_pairs(const QueryBlock<float>& block, const KeyStep& 
   finish_scores(block, step, s, softcap_slope, bias_buffers);
 }
 
-// One vector of queries: new maximum; weights, times the dropout factors if there are any, as pairs
-// of keys; sum of the weights; O is rescaled only when the maximum has moved.
+// One vector of queries: m; weights, times the dropout factors if there are any, as pairs of keys;
+// l.
 inline void online_softmax_update_pairs(const float* s, const float* dropout, int64_t count,
                                         float unit, float* m, float* l, float* o, int64_t value_dim,
                                         bf16_t* pairs) {
   using V = Vec<float>;
-  const V m_old = V::load(m);
-  V top[4] = {m_old, m_old, m_old, m_old};
-  int64_t j = 0;
-  for (; j + 4 <= count; j += 4) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) top[i] = V::max(top[i], V::load(s + (j + i) * BLOCK_Q));
-  }
-  for (; j < count; ++j) top[0] = V::max(top[0], V::load(s + j * BLOCK_Q));
-  const V m_new = V::max(V::max(top[0], top[1]), V::max(top[2], top[3]));
-  // -inf only while no key was visible: then shift by 0.
-  const V shift = V::select_less(m_new, V::broadcast(-3.4e38f), V::broadcast(0.f), m_new);
-  const V factor = V::broadcast(unit * LOG2_E<float>);
+  const float log2_unit = unit * LOG2_E<float>;
+  const V m_old = V::load(m), m_new = next_shift(s, count, m_old, static_cast<float>(SLACK) / unit);
+  const V shift = finite_shift(m_new), factor = V::broadcast(log2_unit);
   const auto weight = [&](int64_t key) {
     return exp2_for_bf16((V::load(s + key * BLOCK_Q) - shift) * factor);
   };
@@ -102,9 +93,9 @@ inline void online_softmax_update_pairs(const float* s, const float* dropout, in
     }
     _mm512_store_si512(pairs + key * BLOCK_Q, pack_pairs(low, high).pairs);
   };
-
   V sum[2] = {V::broadcast(0.f), V::broadcast(0.f)};
-  for (j = 0; j + 2 <= count; j += 2) {
+  int64_t j = 0;
+  for (; j + 2 <= count; j += 2) {
     const V low = weight(j), high = weight(j + 1);
     sum[0] = sum[0] + low;
     sum[1] = sum[1] + high;
@@ -115,17 +106,7 @@ inline void online_softmax_update_pairs(const float* s, const float* dropout, in
     sum[0] = sum[0] + low;
     store_pair(j, low, V::broadcast(0.f));
   }
-  const V l_new = sum[0] + sum[1];
-  if (!V::all_equal(m_old, m_new)) {
-    const V alpha = exp2((m_old - shift) * factor);
-    for (int64_t d = 0; d < value_dim; ++d) {
-      (V::load(o + d * BLOCK_Q) * alpha).store(o + d * BLOCK_Q);
-    }
-    V::fma(V::load(l), alpha, l_new).store(l);
-  } else {
-    (V::load(l) + l_new).store(l);
-  }
-  m_new.store(m);
+  rescale(m_old, m_new, log2_unit, sum[0] + sum[1], m, l, o, value_dim);
 }
 
 inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, int64_t q_begin,
@@ -139,21 +120,28 @@ inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, 
   start_rows(block, unit.unit, w);
 
   const int64_t v_ld = 2 * round_up(p.value_dim, ROW_ALIGN);
+  bool first = true;
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    const int64_t ahead = min_of(BLOCK_KV, block.keys.end - step.end);
+    prefetch_rows(p.key, p.dtype, b, block.h_kv, k_row + step.count(), ahead, p.head_dim);
+    prefetch_rows(p.value, p.dtype, b, block.h_kv, k_row + step.count(), ahead, p.value_dim);
     const RowsBf16 K = load_rows_bf16(p.key, b, block.h_kv, k_row, count, p.head_dim, w.K);
     compute_scores_pairs(block, step, K, w.Q_lanes, unit, w.S, nullptr, w.bias);
     const bool drop = p.dropout.threshold != 0;
     if (drop) dropout_factors(block, step, w.dropout);
     for (int64_t lane = 0; lane < block.vecs * Vec<float>::WIDTH; lane += Vec<float>::WIDTH) {
       online_softmax_update_pairs(w.S + lane, drop ? w.dropout + lane : nullptr, count, unit.unit,
-                                  w.m + lane, w.l + lane, w.O_lanes + lane, p.value_dim,
-                                  w.P + 2 * lane);
+                                  w.m + lane, w.l + lane, first ? nullptr : w.O_lanes + lane,
+                                  p.value_dim, w.P + 2 * lane);
     }
     zip_rows(bf16_row(p.value, b, block.h_kv, k_row), p.value.row, count, p.value_dim, w.V);
-    gemm_pairs<AOrder::COLUMNS, true>(p.value_dim, block.vecs, (count + 1) / 2, w.V, v_ld, w.P,
-                                      2 * BLOCK_Q, w.O_lanes, BLOCK_Q);
+    const auto product =
+        first ? gemm_pairs<AOrder::COLUMNS, false> : gemm_pairs<AOrder::COLUMNS, true>;
+    product(p.value_dim, block.vecs, (count + 1) / 2, w.V, v_ld, w.P, 2 * BLOCK_Q, w.O_lanes,
+            BLOCK_Q);
+    first = false;
   }
   write_rows(block, unit.unit, w);
 }

@@ -339,6 +339,17 @@ int64_t element_size(DType dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
 }
 
+// Forward works on this many heads at a time: enough that every thread has one and that the last
+// blocks of all of them fill the threads evenly, but not more keys and values than stay in a
+// core's cache while its blocks of queries come by.
+int64_t heads_side_by_side(const AttentionParams& p, int threads) {
+  constexpr int64_t CACHE_BYTES = 512 * 1024;
+  const int64_t bytes = p.len_k * (p.head_dim + p.value_dim) * element_size(p.dtype);
+  const int64_t group = p.heads_q / p.heads_kv;
+  const int64_t fitting = bytes > 0 ? CACHE_BYTES / bytes : 1;
+  return std::max<int64_t>(threads, 1) * std::max<int64_t>(fitting * group, 1);
+}
+
 template <class T>
 void fill_row_values(const RowVector& x, const AttentionParams& p, int64_t row, T value) {
   for (int64_t h = 0; h < p.heads_q; ++h) {
@@ -386,18 +397,21 @@ Status launch_forward(const AttentionParams& params, const char* isa, const Thre
   const AttentionParams p = with_heads_as_rows(with_longest(params));
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
   clear_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
-  if (const TileKernels* tiles = tile_kernels(*tier, p)) {
-    return forward_on_tiles(p, *tiles, limit_threads(p, pool));
-  }
+  const ThreadPool useful = limit_threads(p, pool);
+  if (const TileKernels* tiles = tile_kernels(*tier, p)) return forward_on_tiles(p, *tiles, useful);
   const int64_t heads = p.batch * p.heads_q, q_blocks = blocks(p.len_q, tier->block_q);
+  const int64_t set_heads = heads_side_by_side(p, useful.threads);
   // Last blocks of queries first: under a causal mask they are the longest, and a long item that
   // starts last leaves the other threads idle.
   const auto body = [&](int64_t item, void* scratch) {
-    const int64_t q_begin = (q_blocks - 1 - item / heads) * tier->block_q;
-    const int64_t b = item % heads / p.heads_q, h = item % p.heads_q;
+    const int64_t set = item / (set_heads * q_blocks), in_set = item % (set_heads * q_blocks);
+    const int64_t width = std::min(set_heads, heads - set * set_heads);
+    const int64_t head = set * set_heads + in_set % width;
+    const int64_t q_begin = (q_blocks - 1 - in_set / width) * tier->block_q;
+    const int64_t b = head / p.heads_q, h = head % p.heads_q;
     if (q_begin < sequence_of(p, b).len_q) kernels.forward(p, b, h, q_begin, scratch);
   };
-  return for_each_item(limit_threads(p, pool), heads * q_blocks, kernels.forward_bytes(p), body);
+  return for_each_item(useful, heads * q_blocks, kernels.forward_bytes(p), body);
 }
 
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool) {

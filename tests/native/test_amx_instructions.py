@@ -22,7 +22,7 @@ from native.build import ROOT
 
 SOURCE = Path(__file__).with_name("amx_instructions.cpp")
 FOLDER = ROOT / "build" / "native"
-COMMON = ["c++", "-std=c++17", "-O2", "-fPIC"]
+COMMON = ["c++", "-std=c++17", "-O2", "-fPIC", f"-I{SOURCE.parent}"]
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="instructions of x86-64"
