@@ -34,6 +34,7 @@ def cpu_sources() -> dict[Path, list[str]]:
     sources: dict[Path, list[str]] = {
         CSRC / "binding.cpp": [],
         CSRC / "cpu/launch.cpp": [],
+        CSRC / "cpu/tile_launch.cpp": [],
         CSRC / "cpu/isa_portable.cpp": [],
     }
     if platform.machine().lower() in ("x86_64", "amd64"):
