@@ -63,10 +63,7 @@ class TileBackward {
         key_blocks_(round_up(p_.head_dim, 32) / 32),
         value_blocks_(round_up(p_.value_dim, 32) / 32),
         q_end_(round_up(block.rows, UNIT_Q)),
-        scale_first_(has_score_terms(p_) || p_.scale == 0),
-        flip_(!scale_first_ && p_.scale < 0) {
-    const double factor = scale_first_ ? 1.0 : flip_ ? -p_.scale : p_.scale;
-    factor_ = static_cast<float>(factor * LOG2_E<double>);
+        scale_first_(has_score_terms(p_) || scale_vanishes(p_)) {
     load_queries();
     std::memset(w_.dQ_lanes, 0, key_blocks_ * 32 * BLOCK_Q * sizeof(float));
   }
@@ -105,9 +102,15 @@ class TileBackward {
     for (int64_t q = 0; q < BLOCK_Q; ++q) {
       w_.lse[q] = -NEG_INFINITY<float>;
       w_.delta[q] = 0.f;
-      if (q < block_.rows) load_row(q, dO.data + q * dO.ld, O.data + q * O.ld, w_.dO_rows + q * ld);
+      if (q >= block_.rows) continue;
+      load_row(q, dO.data + q * dO.ld, O.data + q * O.ld, w_.dO_rows + q * ld);
+      const float magnitude = w_.lse[q] < 0 ? -w_.lse[q] : w_.lse[q];
+      scale_first_ |= magnitude >= EXACT_PRODUCTS && magnitude < -NEG_INFINITY<float>;
     }
-    pack_queries(half_rows(p_.query, block_.b, block_.h, block_.q_row()), p_.head_dim, flip_,
+    // The signs of Q^T are changed so that the factor is positive: scores may be -inf.
+    const bool flip = !scale_first_ && p_.scale < 0;
+    factor_ = scale_first_ ? 1.f : static_cast<float>(flip ? -p_.scale : p_.scale);
+    pack_queries(half_rows(p_.query, block_.b, block_.h, block_.q_row()), p_.head_dim, flip,
                  w_.Q_lanes, w_.Q_pairs);
     pack_queries({w_.dO_rows, ld}, p_.value_dim, false, w_.dO_lanes, w_.dO_pairs);
   }
@@ -185,9 +188,12 @@ class TileBackward {
   // One key of 16 queries, `rows` of which exist: the others give 0, whatever stands in the
   // buffers.
   template <bool TERMS>
-  Gradients gradients_at(int64_t at, __mmask16 rows, Vec<float> offset, Vec<float> delta) const {
+  Gradients gradients_at(int64_t at, __mmask16 rows, Vec<float> minus_lse, Vec<float> delta) const {
     using V = Vec<float>;
-    const V P = exp2_of_score(V::fma(V::load(w_.S + at), V::broadcast(factor_), offset));
+    const V below_lse = V::fma(V::load(w_.S + at), V::broadcast(factor_), minus_lse);
+    // A weight is at most 1, whatever the rounding of a huge lse makes of it.
+    const V exponent = {_mm512_min_ps(_mm512_setzero_ps(), below_lse.v)};
+    const V P = exp2_of_score(exponent * V::broadcast(LOG2_E<float>));
     V dP = V::load(w_.dP + at), dropped = P;
     if (TERMS && p_.dropout.threshold != 0) {
       const V kept = V::load(w_.dropout + at);
@@ -210,14 +216,14 @@ class TileBackward {
     half_t *const P_rows = w_.P_rows, *const dS_rows = w_.dS_rows, *const dS_pairs = w_.dS_pairs;
     const int64_t keys = granules_ * GRANULE, count = step_.count();
     for (int64_t lane = 0; lane < q_end_; lane += V::WIDTH) {
-      const V offset = V::broadcast(0.f) - V::load(w_.lse + lane) * V::broadcast(LOG2_E<float>);
+      const V minus_lse = V::broadcast(0.f) - V::load(w_.lse + lane);
       const V delta = V::load(w_.delta + lane);
       const __mmask16 rows = static_cast<__mmask16>(first_halves(block_.rows - lane));
       for (int64_t j = 0; j < keys; j += 2) {
         const int64_t at = score_index(j, lane);
-        const Gradients low = gradients_at<TERMS>(at, j < count ? rows : 0, offset, delta);
+        const Gradients low = gradients_at<TERMS>(at, j < count ? rows : 0, minus_lse, delta);
         const Gradients high =
-            gradients_at<TERMS>(at + BLOCK_Q, j + 1 < count ? rows : 0, offset, delta);
+            gradients_at<TERMS>(at + BLOCK_Q, j + 1 < count ? rows : 0, minus_lse, delta);
         store_rows(P_rows + at, Half::round_rows(low.P, high.P));
         const RoundedRows dS = Half::round_rows(low.dS, high.dS);
         store_rows(dS_rows + at, dS);
@@ -300,8 +306,7 @@ class TileBackward {
   int64_t key_blocks_, value_blocks_;
   int64_t q_end_;     // the second half of the lanes may be empty
   bool scale_first_;  // because scores are more than the product; else the exponent has the scale
-  bool flip_;         // the signs of Q^T, so that the factor is positive
-  float factor_;      // from scores as they lie to exponents of 2
+  float factor_;      // from scores as they lie to scores
   KeyStep step_{};
   int64_t granule_ = 0, granules_ = 0;
   PendingTiles pending_;

@@ -60,6 +60,9 @@ inline QueryBlock<float> narrow_block(const AttentionParams& p, int64_t b, int64
   return block;
 }
 
+// Then -inf, of a masked score, must not be multiplied by it in the exponent.
+inline bool scale_vanishes(const AttentionParams& p) { return static_cast<float>(p.scale) == 0.f; }
+
 // Keys of the granules [begin, begin + count), and where their scores lie.
 struct Unit {
   int64_t begin, count;
@@ -79,7 +82,7 @@ class TileForward {
         w_(scratch),
         key_steps_(round_up(p_.head_dim, 32) / 32),
         value_blocks_(round_up(p_.value_dim, 32) / 32),
-        one_by_one_(has_score_terms(p_) || p_.dropout.threshold != 0 || p_.scale == 0) {
+        one_by_one_(has_score_terms(p_) || p_.dropout.threshold != 0 || scale_vanishes(p_)) {
     const HalfRows Q = half_rows(p_.query, block.b, block.h, block.q_row());
     pack_lanes(Q, block.rows, p_.head_dim, !one_by_one_ && p_.scale < 0, w_.Q);
     const double magnitude = one_by_one_ ? 1.0 : p_.scale < 0 ? -p_.scale : p_.scale;
@@ -133,7 +136,7 @@ class TileForward {
   // One step of the pipeline; `before` and `after` are null at its ends.
   template <int STEPS>
   void overlap(const Unit* before, const Unit& now, const Unit* after) {
-    WeightsBetween<Half, STEPS> weights(now.s, now.count, w_.softmax);
+    WeightsBetween<Half, STEPS> weights(now.s, now.count, factor_, w_.softmax);
     if (before != nullptr) multiply_values(*before, weights);
     if (after != nullptr) multiply_keys(*after, weights);
     weights.finish();
@@ -160,12 +163,14 @@ class TileForward {
       const bool has_next = u + 1 < count;
       const Unit after = has_next ? unit(u + 1) : now;
       if (has_next) keys_.prepare(after.begin, after.begin + after.count);
-      // The weights begin with the first 32 keys, while the scores of the last are still stored.
-      if (cut(now) || !w_.softmax.every_row_seen() || now.count == 1) pending_.flush();
+      // Else the last scores of the unit are stored by the first products below, just before the
+      // weights that are computed between those need them.
+      if (cut(now) || !w_.softmax.every_row_seen()) pending_.flush();
       if (cut(now)) mask(now);
       if (!w_.softmax.every_row_seen()) {
         update_shift(now.s, now.keys(), false, value_blocks_ * 32, w_.O, w_.softmax);
       }
+      choose_factor(now);
       overlap(u > 0 ? &before : nullptr, now, has_next ? &after : nullptr);
       if (w_.softmax.outgrown()) redo(now);
       w_.softmax.finish_unit();
@@ -183,7 +188,17 @@ class TileForward {
     if (cut(unit)) mask(unit);
     update_shift(unit.s, unit.keys(), true, value_blocks_ * 32, w_.O, w_.softmax);
     for (float& sum : w_.softmax.unit_sum) sum = 0.f;
-    WeightsBetween<Half, 16>(unit.s, unit.count, w_.softmax).finish();
+    choose_factor(unit);
+    WeightsBetween<Half, 16>(unit.s, unit.count, factor_, w_.softmax).finish();
+  }
+
+  // See EXACT_PRODUCTS.
+  void choose_factor(const Unit& unit) {
+    factor_ = w_.softmax.factor;
+    if (!w_.softmax.large_shift()) return;
+    pending_.flush();
+    scale_tile(factor_, unit.keys(), UNIT_Q / Vec<float>::WIDTH, unit.s);
+    factor_ = 1.f;
   }
 
   void run_one_by_one() {
@@ -196,11 +211,12 @@ class TileForward {
       const KeyStep step{now.key_begin(), min_of(now.key_begin() + now.keys(), block_.seq.len_k)};
       finish_scores_of(now, step);
       update_shift(now.s, now.keys(), true, value_blocks_ * 32, w_.O, w_.softmax);
+      choose_factor(now);
       if (p_.dropout.threshold != 0) {
         dropout_factors(block_, step, w_.dropout);
-        weights_with_dropout<Half>(now.s, w_.dropout, now.count, w_.softmax);
+        weights_with_dropout<Half>(now.s, w_.dropout, now.count, factor_, w_.softmax);
       } else {
-        WeightsBetween<Half, 16>(now.s, now.count, w_.softmax).finish();
+        WeightsBetween<Half, 16>(now.s, now.count, factor_, w_.softmax).finish();
       }
       w_.softmax.finish_unit();
       multiply_values(now, nothing);
@@ -227,6 +243,7 @@ class TileForward {
   int64_t key_steps_, value_blocks_;
   bool one_by_one_;
   int64_t first_, last_, unit_granules_;
+  float factor_ = 1.f;  // of the unit in work, as its scores lie
   PendingTiles pending_;
 };
 

@@ -19,6 +19,10 @@ constexpr int64_t ROW_BYTES = BLOCK_Q * sizeof(float);
 // raised and the unit is done once more: below fp16's 65504, and V times it stays far inside fp32.
 constexpr float LARGEST_SUM = 0x1p15f;
 
+// Up to here exponents come from one FMA. Beyond, what the FMA knows of the product and the shift
+// does not, being rounded, is a power of 2 in the weights: there scores are multiplied in memory.
+constexpr float EXACT_PRODUCTS = 0x1p20f;
+
 // 2^x. Relative error 8e-8, and 2^0 = 1; see exp2 in vec.h.
 inline Vec<float> exp2_of_score(Vec<float> x) {
   using V = Vec<float>;
@@ -48,6 +52,12 @@ struct SoftmaxState {
     factor = score_factor;
   }
   bool every_row_seen() const { return (rows & ~seen) == 0; }
+  bool large_shift() const {
+    const __m512 limit = _mm512_set1_ps(EXACT_PRODUCTS);
+    const __m512 highest = _mm512_max_ps(_mm512_abs_ps(_mm512_load_ps(shift)),
+                                         _mm512_abs_ps(_mm512_load_ps(shift + 16)));
+    return _mm512_cmp_ps_mask(highest, limit, _CMP_GE_OQ) != 0;
+  }
 
   // Whether the unit's weights are too large for the shift they were computed with.
   bool outgrown() const {
@@ -122,8 +132,8 @@ inline void mask_unit(const Band& band, int64_t q_begin, int64_t key_begin, int6
 template <class Half, int STEPS>
 class WeightsBetween {
  public:
-  WeightsBetween(float* s, int64_t granules, SoftmaxState& state)
-      : s_(s), count_(granules * 32), state_(state), factor_(Vec<float>::broadcast(state.factor)) {}
+  WeightsBetween(float* s, int64_t granules, float factor, SoftmaxState& state)
+      : s_(s), count_(granules * 32), state_(state), factor_(Vec<float>::broadcast(factor)) {}
 
   void begin() {
     active_ = next_ < count_;
@@ -182,17 +192,17 @@ class WeightsBetween {
 // between the sum and the product with V. A weight of 0 stays 0: beyond the last key there is none.
 template <class Half>
 inline void weights_with_dropout(float* s, const float* dropout, int64_t granules,
-                                 SoftmaxState& state) {
+                                 float score_factor, SoftmaxState& state) {
   using V = Vec<float>;
-  const V factor = V::broadcast(state.factor);
+  const V factor = V::broadcast(score_factor);
   for (int64_t q = 0; q < UNIT_Q; q += 16) {
-    const V shift = V::load(state.shift + q);
+    const V minus_shift = V::broadcast(0.f) - V::load(state.shift + q);
     V sum = V::load(state.unit_sum + q);
     for (int64_t j = 0; j < granules * 32; j += 2) {
       V weight[2];
       for (int64_t i = 0; i < 2; ++i) {
         const int64_t at = score_index(j + i, q);
-        const V p = exp2_of_score(V::load(s + at) * factor - shift);
+        const V p = exp2_of_score(V::fma(V::load(s + at), factor, minus_shift));
         sum = sum + p;
         const __mmask16 kept = _mm512_cmp_ps_mask(p.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         weight[i] = {_mm512_maskz_mul_ps(kept, p.v, _mm512_loadu_ps(dropout + at))};

@@ -14,6 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from shapes import CASES, attention_cases
 
 from backends.test_accuracy import LONG, compute
+from backends.test_cpu import (  # noqa: F401
+    test_dead_rows_give_zero_whatever_comes_from_above,
+    test_offsets_beyond_32_bits,
+    test_scores_that_rise_from_step_to_step,
+    test_subnormal_bf16_values_count_as_themselves_or_as_zero,
+    test_unusual_scales_with_bf16_and_sinks,
+)
 from backends.test_cpu_threads import CASES as THREAD_CASES
 from backends.test_cpu_threads import assert_bit_equal, forward_and_gradients
 from fused_attention import Band, _ext, attention
@@ -58,13 +65,24 @@ TILES = (
 )
 
 
+def use_model(monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
+    for name in ("cpu_forward", "cpu_backward"):
+        monkeypatch.setattr(torch.ops.fused_attention, name, getattr(operators(), name))
+    monkeypatch.setattr(_ext, "cpu_isa", lambda: tier)
+
+
 @pytest.fixture(params=TIERS, ids=str)
 def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     """The dtype whose tier serves backend="cpu" during the test."""
-    for name in ("cpu_forward", "cpu_backward"):
-        monkeypatch.setattr(torch.ops.fused_attention, name, getattr(operators(), name))
-    monkeypatch.setattr(_ext, "cpu_isa", lambda: TIERS[request.param])
+    use_model(monkeypatch, TIERS[request.param])
     return request.param
+
+
+@pytest.fixture
+def fused_backend(monkeypatch: pytest.MonkeyPatch) -> str:
+    """For the tests of test_cpu.py; this tier has bf16 and fp16 on tiles."""
+    use_model(monkeypatch, "amx_fp16")
+    return "cpu"
 
 
 @pytest.mark.parametrize("case", (*CASES, *LONG, *TILES), ids=str)
@@ -119,6 +137,33 @@ def test_lse_is_exact_to_a_ten_thousandth(dtype):
     exact = inputs.exact[1]
     error = (lse.double() - exact).abs() / exact.abs().clamp(min=1.0)
     assert error.max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_huge_scores_select_one_key(scale, dtype):
+    """Scores that are multiples of large powers of 2 in fp32: exponents must stay consistent."""
+    query, key, value = (torch.randn(1, 2, 70, 64).to(dtype) for _ in range(3))
+    query *= 1e12 if dtype == torch.bfloat16 else 1e3
+    scale *= 1.0 if dtype == torch.bfloat16 else 1e9
+    leaves = [x.requires_grad_() for x in (query, key, value)]
+    out, lse = attention(*leaves, scale=scale, return_lse=True, backend="cpu")
+    scores = scale * (query.double() @ key.double().mT)
+    assert (lse - scores.amax(-1)).abs().max() <= scores.abs().max() * 2.0**-22
+    chosen = value.gather(2, scores.argmax(-1, keepdim=True).expand(-1, -1, -1, 64))
+    torch.testing.assert_close(out, chosen)
+    grads = torch.autograd.grad(out.float().sum(), leaves)
+    finite = grads if dtype == torch.bfloat16 else grads[2:]  # scale * query leaves fp16
+    assert all(x.isfinite().all() for x in finite)
+
+
+@pytest.mark.parametrize("tier", TIERS.values())
+def test_tiers_serve_the_other_dtypes_as_avx512_does(tier, monkeypatch):
+    inputs = AttentionCase("other", batch=1, len_q=70, head_dim=32).make()
+    operands = (inputs.query, inputs.key, inputs.value)
+    monkeypatch.setattr(_ext, "cpu_isa", lambda: "avx512")
+    expected = attention(*operands, backend="cpu")
+    use_model(monkeypatch, tier)
+    assert torch.equal(attention(*operands, backend="cpu"), expected)
 
 
 def test_nan_in_a_query_reaches_its_own_row_only(dtype):
