@@ -135,30 +135,35 @@ struct NothingBetween {
   void end() {}
 };
 
+#define FUSED_ATTENTION_INLINE __attribute__((always_inline)) inline
+
 // C (+)= A B for 32 x (16 * COLUMNS) values of C, over `steps` times 32 of the reduction. `between`
-// does vector work after each of the four products of a step.
+// does vector work after each of the four products of a step; it is copied, because what a
+// reference points to would be stored and loaded around every instruction that touches memory.
 template <class Half, int COLUMNS, class Between>
 inline void multiply_block(const TileOperand& a, const TileOperand& b, int64_t steps,
                            const TileSum& c, bool accumulate, PendingTiles& pending,
-                           Between& between) {
+                           Between& shared) {
   static_assert(COLUMNS == 1 || COLUMNS == 2, "one or two tiles of B");
+  const TileOperand A = a, B = b;
+  Between between = shared;
   for (int64_t k = 0; k < steps; ++k) {
-    const char *a_tile = a.at(k), *b_tile = b.at(k);
+    const char *a_tile = A.at(k), *b_tile = B.at(k);
     between.begin();
-    tile_load<4>(a_tile, a.stride);
-    tile_load<6>(b_tile, b.stride);
+    tile_load<4>(a_tile, A.stride);
+    tile_load<6>(b_tile, B.stride);
     if (k == 0) begin_tile<0>(pending, c, accumulate);
     Half::template dot<0, 4, 6>();
     between.template after<0>();
     if constexpr (COLUMNS == 2) {
-      tile_load<7>(b_tile + b.next, b.stride);
+      tile_load<7>(b_tile + B.next, B.stride);
       if (k == 0) begin_tile<1>(pending, c, accumulate);
       Half::template dot<1, 4, 7>();
     } else if (k == 0) {
       pending.store<1>();
     }
     between.template after<1>();
-    tile_load<5>(a_tile + a.next, a.stride);
+    tile_load<5>(a_tile + A.next, A.stride);
     if (k == 0) begin_tile<2>(pending, c, accumulate);
     Half::template dot<2, 5, 6>();
     between.template after<2>();
@@ -171,6 +176,7 @@ inline void multiply_block(const TileOperand& a, const TileOperand& b, int64_t s
     between.template after<3>();
     between.end();
   }
+  shared = between;
   pending = {{c.tile(0), COLUMNS == 2 ? c.tile(1) : nullptr, c.tile(2),
               COLUMNS == 2 ? c.tile(3) : nullptr},
              c.stride};

@@ -133,27 +133,27 @@ template <class Half, int STEPS>
 class WeightsBetween {
  public:
   WeightsBetween(float* s, int64_t granules, float factor, SoftmaxState& state)
-      : s_(s), count_(granules * 32), state_(state), factor_(Vec<float>::broadcast(factor)) {}
+      : s_(s), count_(granules * 32), state_(&state), factor_(Vec<float>::broadcast(factor)) {}
 
-  void begin() {
+  FUSED_ATTENTION_INLINE void begin() {
     active_ = next_ < count_;
     if (!active_) return;
     const int64_t q = next_ / 16 % 2 * 16;
     row_ = s_ + score_index(next_ / 32 * 32 + next_ % 16 * 2, q);
-    minus_shift_ = Vec<float>::broadcast(0.f) - Vec<float>::load(state_.shift + q);
-    sum_[0] = Vec<float>::load(state_.unit_sum + q);
+    minus_shift_ = Vec<float>::broadcast(0.f) - Vec<float>::load(state_->shift + q);
+    sum_[0] = Vec<float>::load(state_->unit_sum + q);
     sum_[1] = Vec<float>::broadcast(0.f);
   }
   template <int PRODUCT>
-  void after() {
+  FUSED_ATTENTION_INLINE void after() {
     constexpr int FIRST = STEPS * PRODUCT / 4, LAST = STEPS * (PRODUCT + 1) / 4;
     if (!active_) return;
 #pragma GCC unroll 4
     for (int i = FIRST; i < LAST; ++i) step(row_ + i * 2 * BLOCK_Q);
   }
-  void end() {
+  FUSED_ATTENTION_INLINE void end() {
     if (!active_) return;
-    (sum_[0] + sum_[1]).store(state_.unit_sum + next_ / 16 % 2 * 16);
+    (sum_[0] + sum_[1]).store(state_->unit_sum + next_ / 16 % 2 * 16);
     next_ += STEPS;
   }
   // What no product was left for.
@@ -169,11 +169,11 @@ class WeightsBetween {
   }
 
  private:
-  Vec<float> weight(const float* at) const {
+  FUSED_ATTENTION_INLINE Vec<float> weight(const float* at) const {
     return exp2_of_score(Vec<float>::fma(Vec<float>::load(at), factor_, minus_shift_));
   }
 
-  void step(float* at) {
+  FUSED_ATTENTION_INLINE void step(float* at) {
     const Vec<float> low = weight(at), high = weight(at + BLOCK_Q);
     sum_[0] = sum_[0] + low;
     sum_[1] = sum_[1] + high;
@@ -182,7 +182,7 @@ class WeightsBetween {
 
   float* s_;
   int64_t count_, next_ = 0;
-  SoftmaxState& state_;
+  SoftmaxState* state_;
   Vec<float> factor_, minus_shift_{}, sum_[2] = {};
   float* row_ = nullptr;
   bool active_ = false;

@@ -6,16 +6,16 @@ CPU backend runs on them too.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from attention_case import AttentionCase
 from attention_inputs import AttentionInputs
-from hypothesis import HealthCheck, given, settings
-from shapes import CASES, attention_cases
-
 from backends.test_accuracy import LONG, compute
 from backends.test_cpu import (  # noqa: F401
-    test_dead_rows_give_zero_whatever_comes_from_above,
     test_offsets_beyond_32_bits,
     test_scores_that_rise_from_step_to_step,
     test_subnormal_bf16_values_count_as_themselves_or_as_zero,
@@ -23,8 +23,12 @@ from backends.test_cpu import (  # noqa: F401
 )
 from backends.test_cpu_threads import CASES as THREAD_CASES
 from backends.test_cpu_threads import assert_bit_equal, forward_and_gradients
-from fused_attention import Band, _ext, attention
+from hypothesis import HealthCheck, given, settings
 from native.amx_model import operators
+from native.build import ROOT
+from shapes import CASES, attention_cases
+
+from fused_attention import Band, _ext, attention
 
 pytestmark = pytest.mark.skipif(
     "avx512" not in _ext.available_cpu_isas(), reason="the kernels need AVX-512 around the tiles"
@@ -174,6 +178,59 @@ def test_nan_in_a_query_reaches_its_own_row_only(dtype):
         assert out[row].isnan().all() and lse[row].isnan()
         out[row] = lse[row] = 0
     assert out.isfinite().all() and lse.isfinite().all()
+
+
+def test_dead_rows_give_zero_whatever_comes_from_above(dtype):
+    leaves = [torch.randn(1, 1, 40, 16, dtype=dtype, requires_grad=True) for _ in range(3)]
+    band = Band.causal(offset=-3)  # the first three queries see no key
+    out, lse = attention(*leaves, band=band, return_lse=True, backend="cpu")
+    grad_out, grad_lse = torch.randn_like(out), torch.randn_like(lse)
+    clean = torch.autograd.grad((out, lse), leaves, (grad_out, grad_lse), retain_graph=True)
+    grad_out[:, :, :3] = grad_lse[:, :, :3] = torch.nan
+    dirty = torch.autograd.grad((out, lse), leaves, (grad_out, grad_lse))
+    assert_bit_equal(list(dirty), list(clean))
+    assert (dirty[0][:, :, :3] == 0).all()
+
+
+AT_THE_END_OF_MEMORY = """
+import ctypes, mmap, sys
+import torch
+from native.amx_model import operators
+from fused_attention import _ext, attention
+_ext.cpu_isa()
+for name in ("cpu_forward", "cpu_backward"):
+    setattr(torch.ops.fused_attention, name, getattr(operators(), name))
+_ext.cpu_isa = lambda: "amx_bf16"
+PAGE, NONE = mmap.PAGESIZE, 0
+protect = ctypes.CDLL(None).mprotect
+
+def at_the_end(rows, dim):
+    # The last page may not be touched; the tensor ends right before it.
+    memory = mmap.mmap(-1, 9 * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert protect(ctypes.c_void_p(start + 8 * PAGE), ctypes.c_size_t(PAGE), NONE) == 0
+    values = torch.frombuffer(memory, dtype=torch.bfloat16)[: 4 * PAGE][-rows * dim :]
+    return values.normal_().view(1, 1, rows, dim).requires_grad_()
+
+for rows, dim in ((40, 64), (33, 32), (70, 128), (45, 20)):
+    leaves = [at_the_end(rows, dim) for _ in range(3)]
+    out = attention(*leaves, causal=True, backend="cpu")
+    torch.autograd.grad(out, leaves, at_the_end(rows, dim).detach())
+    print("ok")
+"""
+
+
+def test_nothing_beyond_the_tensors_is_read():
+    operators()
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("tests", "python"))
+    result = subprocess.run(
+        [sys.executable, "-c", AT_THE_END_OF_MEMORY],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.stdout.split().count("ok") == 4, result.stderr
 
 
 @pytest.mark.parametrize("case", THREAD_CASES, ids=str)

@@ -1,4 +1,5 @@
-// csrc/cpu/amx.h for the tests: as a library with the model, and as an object with the instructions.
+// csrc/cpu/amx.h for the tests: as a library with the model, and as an object with the
+// instructions.
 #define FUSED_ATTENTION_ISA amx_test
 #include "../../csrc/cpu/amx.h"
 
