@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,16 @@ PACKAGES = {  # what stands outside python/ is installed inside the package
     "fused_attention.triton_kernels": "triton_kernels",
 }
 CPU_LIBRARY = "fused_attention.lib.libfused_attention_cpu"
+AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch whose ABI the library asks for: 2.11
+
+
+def compiler_knows_amx() -> bool:
+    """Compilers before gcc 11 and assemblers before binutils 2.36 build the library without."""
+    command = [*shlex.split(os.environ.get("CXX", "c++")), *AMX_FLAGS, "-x", "c++", "-c", "-"]
+    code = 'void zero() { asm volatile("tilezero %tmm0"); }'
+    result = subprocess.run([*command, "-o", os.devnull], input=code.encode(), capture_output=True)
+    return result.returncode == 0
 
 
 def cpu_sources() -> dict[Path, list[str]]:
@@ -47,7 +57,9 @@ def cpu_sources() -> dict[Path, list[str]]:
         ]
         sources[CSRC / "cpu/isa_avx512.cpp"] = avx512
         sources[CSRC / "cpu/isa_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
-        sources[CSRC / "cpu/isa_amx.cpp"] = [*avx512, "-mamx-tile", "-mamx-bf16"]
+        if compiler_knows_amx():
+            sources[CSRC / "cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]
+            sources[CSRC / "cpu/launch.cpp"] = ["-DFUSED_ATTENTION_AMX"]
     return sources
 
 

@@ -14,8 +14,11 @@ namespace {
 
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
+#if defined(FUSED_ATTENTION_AMX)
+    &kernels_amx_fp16,    &kernels_amx_bf16,
+#endif
 #if defined(__x86_64__)
-    &kernels_amx_fp16, &kernels_amx_bf16, &kernels_avx512_bf16, &kernels_avx512, &kernels_avx2,
+    &kernels_avx512_bf16, &kernels_avx512,   &kernels_avx2,
 #endif
     &kernels_portable,
 };

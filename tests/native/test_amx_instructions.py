@@ -45,7 +45,11 @@ def real_object() -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / "amx_instructions.o"
     flags = ["-mamx-tile", "-mamx-bf16", "-c"]
-    subprocess.run([*COMMON, *flags, str(SOURCE), "-o", str(path)], check=True)
+    command = [*COMMON, *flags, str(SOURCE), "-o", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode and "-mamx" in result.stderr:
+        pytest.skip("this compiler does not know AMX, and the library was built without")
+    assert result.returncode == 0, result.stderr
     return path
 
 
@@ -160,7 +164,7 @@ def test_instructions_stand_in_their_order(real_object):
 
 @pytest.mark.parametrize("prefix", ["4a", "42"], ids=["tmm6", "tmm7"])
 @pytest.mark.parametrize("name,bits", [("bf16", 0), ("fp16", 1)])
-def test_the_library_contains_the_products(name, bits, prefix):
+def test_the_library_contains_the_products(real_object, name, bits, prefix):
     """C in tmm0 to tmm3, A in tmm4 and tmm5, B in tmm6 and tmm7; third byte as above."""
     library = _ext.LIBRARY_FOLDER / "libfused_attention_cpu.so"
     third = f"{int(prefix, 16) + bits:02x}"
