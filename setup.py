@@ -44,7 +44,8 @@ def cpu_sources() -> dict[Path, list[str]]:
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
         ]
         sources[CSRC / "cpu/isa_avx512.cpp"] = avx512
-        sources[CSRC / "cpu/isa_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        for name in ("isa_avx512_bf16", "isa_amx_bf16"):
+            sources[CSRC / f"cpu/{name}.cpp"] = [*avx512, "-mavx512bf16"]
     return sources
 
 

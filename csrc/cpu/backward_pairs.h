@@ -9,7 +9,7 @@
 namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 struct BackwardScratchPairs {
-  bf16_t *Q_pairs, *Q_lanes, *dO_pairs, *dO_lanes, *dO_rows, *K, *V, *K_pairs;
+  bf16_t *Q_pairs, *Q_lanes, *dO_pairs, *dO_lanes, *dO_rows, *K, *V, *K_down;
   bf16_t *P_rows, *dS_rows, *dS_pairs;
   float *dO, *dQ_lanes, *rows, *S, *dP, *slope, *dropout, *bias;
   alignas(64) float lse[BLOCK_Q];
@@ -21,7 +21,7 @@ struct BackwardScratchPairs {
     Q_pairs = arena.take<bf16_t>(BLOCK_Q * qk);
     Q_lanes = arena.take<bf16_t>(BLOCK_Q * qk);
     K = arena.take<bf16_t>(BLOCK_KV * qk);
-    K_pairs = arena.take<bf16_t>(BLOCK_KV * qk);
+    K_down = arena.take<bf16_t>(BLOCK_KV * qk);
     dO_pairs = arena.take<bf16_t>(BLOCK_Q * v);
     dO_lanes = arena.take<bf16_t>(BLOCK_Q * v);
     dO_rows = arena.take<bf16_t>(BLOCK_Q * v);
@@ -110,10 +110,15 @@ inline void score_gradients_pairs(const QueryBlock<float>& block, int64_t count,
       _mm512_store_si512(w.dS_pairs + at + lane, dS.pairs);
     }
   }
-  // The partner of the last query of an odd block: products over queries read it.
-  if (block.rows % 2 == 0) return;
+  // What completes the reductions of the products over queries and over keys.
+  const int64_t padded = round_up(block.rows, DEPTH_AT_ONCE);
   for (int64_t j = 0; j < count; ++j) {
-    w.P_rows[j * BLOCK_Q + block.rows] = w.dS_rows[j * BLOCK_Q + block.rows] = 0;
+    for (int64_t q = block.rows; q < padded; ++q) {
+      w.P_rows[j * BLOCK_Q + q] = w.dS_rows[j * BLOCK_Q + q] = 0;
+    }
+  }
+  for (int64_t j = round_up(count, 2); j < round_up(count, DEPTH_AT_ONCE); j += 2) {
+    std::memset(w.dS_pairs + j * BLOCK_Q, 0, 2 * BLOCK_Q * sizeof(bf16_t));
   }
 }
 
@@ -124,9 +129,10 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
   BackwardScratchPairs w(p, arena);
   const QueryBlock<float> block(p, b, h, q_begin);
   const ScoreUnit unit(p);
+  const ProductScope scope;
   load_query_block_pairs(params, block, unit, w);
   for (int64_t i = 0; i < p.head_dim * BLOCK_Q; ++i) w.dQ_lanes[i] = 0.f;
-  const int64_t group_head = h % (p.heads_q / p.heads_kv), q_pairs = (block.rows + 1) / 2;
+  const int64_t group_head = h % (p.heads_q / p.heads_kv);
   const int64_t qk_ld = 2 * round_up(p.head_dim, ROW_ALIGN);
   const int64_t v_ld = 2 * round_up(p.value_dim, ROW_ALIGN);
 
@@ -137,13 +143,13 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
     const RowsBf16 K = load_rows_bf16(p.key, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const RowsBf16 V = load_rows_bf16(p.value, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_scores_pairs(block, step, K, w.Q_lanes, unit, w.S, w.slope, w.bias);
-    gemm_pairs<AOrder::ROWS, false>(count, block.vecs, (p.value_dim + 1) / 2, V.data, V.ld,
-                                    w.dO_lanes, 2 * BLOCK_Q, w.dP, BLOCK_Q);
+    gemm_along<false>(count, block.vecs, p.value_dim, V.data, V.ld, w.dO_lanes, 2 * BLOCK_Q, w.dP,
+                      BLOCK_Q);
     if (p.dropout.threshold != 0) dropout_factors(block, step, w.dropout);
     const bool special = p.dropout.threshold != 0 || p.softcap > 0;
     (special ? score_gradients_pairs<true> : score_gradients_pairs<false>)(block, count, unit.unit,
                                                                            w);
-    zip_rows(K.data, K.ld, count, p.head_dim, w.K_pairs);
+    pack_down(K.data, K.ld, count, p.head_dim, w.K_down);
 
     float* dV = static_cast<float*>(params.value_sum.data) + b * params.value_sum.batch +
                 block.h_kv * params.value_sum.head + k_row * params.value_sum.row;
@@ -151,13 +157,13 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
                 block.h_kv * params.key_sum.head + k_row * params.key_sum.row;
     const Turnstile turnstile(turns, block.seq, group_head, q_begin / BLOCK_Q, at);
     turnstile.wait();
-    gemm_pairs<AOrder::ROWS, true>(count, vectors<float>(p.value_dim), q_pairs, w.P_rows, BLOCK_Q,
-                                   w.dO_pairs, v_ld, dV, params.value_sum.row);
-    gemm_pairs<AOrder::ROWS, true>(count, vectors<float>(p.head_dim), q_pairs, w.dS_rows, BLOCK_Q,
-                                   w.Q_pairs, qk_ld, dK, params.key_sum.row);
+    gemm_along<true>(count, vectors<float>(p.value_dim), block.rows, w.P_rows, BLOCK_Q, w.dO_pairs,
+                     v_ld, dV, params.value_sum.row);
+    gemm_along<true>(count, vectors<float>(p.head_dim), block.rows, w.dS_rows, BLOCK_Q, w.Q_pairs,
+                     qk_ld, dK, params.key_sum.row);
     turnstile.leave();
-    gemm_pairs<AOrder::COLUMNS, true>(p.head_dim, block.vecs, (count + 1) / 2, w.K_pairs, qk_ld,
-                                      w.dS_pairs, 2 * BLOCK_Q, w.dQ_lanes, BLOCK_Q);
+    gemm_down<true>(p.head_dim, block.vecs, count, w.K_down, packed_down_ld(p.head_dim), w.dS_pairs,
+                    2 * BLOCK_Q, w.dQ_lanes, BLOCK_Q);
   }
   write_query_gradient(params, block, static_cast<float>(p.scale), w);
 }

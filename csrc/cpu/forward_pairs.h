@@ -1,7 +1,11 @@
 #pragma once
 
 #include "forward.h"
+#if defined(FUSED_ATTENTION_AMX)
+#include "gemm_tiles.h"
+#else
 #include "gemm_pairs.h"
+#endif
 
 // Forward for bf16 by products of pairs: the walk of forward.h, whose scores, statistics and output
 // stay fp32. P is rounded to bf16 for the product with V, after its sum.
@@ -32,7 +36,7 @@ struct ForwardScratchPairs {
     const int64_t v = round_up(p.value_dim, ROW_ALIGN);
     Q_lanes = arena.take<bf16_t>(BLOCK_Q * qk);
     K = arena.take<bf16_t>(BLOCK_KV * qk);
-    V = arena.take<bf16_t>(BLOCK_KV * v);
+    V = arena.take<bf16_t>(BLOCK_KV * round_up(p.value_dim, 2 * ROW_ALIGN));
     P = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     S = arena.take<float>(BLOCK_KV * BLOCK_Q);
     O_lanes = arena.take<float>(BLOCK_Q * v);
@@ -68,8 +72,8 @@ inline void compute_scores_pairs(const QueryBlock<float>& block, const KeyStep& 
                                  const RowsBf16& K, const bf16_t* Q_lanes, const ScoreUnit& unit,
                                  float* s, float* softcap_slope, float* bias_buffers) {
   const AttentionParams& p = block.params;
-  gemm_pairs<AOrder::ROWS, false>(step.count(), block.vecs, (p.head_dim + 1) / 2, K.data, K.ld,
-                                  Q_lanes, 2 * BLOCK_Q, s, BLOCK_Q);
+  gemm_along<false>(step.count(), block.vecs, p.head_dim, K.data, K.ld, Q_lanes, 2 * BLOCK_Q, s,
+                    BLOCK_Q);
   if (unit.scale != 1.f) scale_tile(unit.scale, step.count(), block.vecs, s);
   finish_scores(block, step, s, softcap_slope, bias_buffers);
 }
@@ -106,6 +110,9 @@ inline void online_softmax_update_pairs(const float* s, const float* dropout, in
     sum[0] = sum[0] + low;
     store_pair(j, low, V::broadcast(0.f));
   }
+  for (j = round_up(count, 2); j < round_up(count, DEPTH_AT_ONCE); j += 2) {
+    _mm512_store_si512(pairs + j * BLOCK_Q, _mm512_setzero_si512());
+  }
   rescale(m_old, m_new, log2_unit, sum[0] + sum[1], m, l, o, value_dim);
 }
 
@@ -115,11 +122,11 @@ inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, 
   ForwardScratchPairs w(p, arena);
   const QueryBlock<float> block(p, b, h, q_begin);
   const ScoreUnit unit(p);
+  const ProductScope scope;
   zip_lanes(bf16_row(p.query, b, h, block.q_row()), p.query.row, block.rows, p.head_dim, unit.flip,
             w.Q_lanes);
   start_rows(block, unit.unit, w);
 
-  const int64_t v_ld = 2 * round_up(p.value_dim, ROW_ALIGN);
   bool first = true;
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
@@ -136,11 +143,10 @@ inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, 
                                   w.m + lane, w.l + lane, first ? nullptr : w.O_lanes + lane,
                                   p.value_dim, w.P + 2 * lane);
     }
-    zip_rows(bf16_row(p.value, b, block.h_kv, k_row), p.value.row, count, p.value_dim, w.V);
-    const auto product =
-        first ? gemm_pairs<AOrder::COLUMNS, false> : gemm_pairs<AOrder::COLUMNS, true>;
-    product(p.value_dim, block.vecs, (count + 1) / 2, w.V, v_ld, w.P, 2 * BLOCK_Q, w.O_lanes,
-            BLOCK_Q);
+    pack_down(bf16_row(p.value, b, block.h_kv, k_row), p.value.row, count, p.value_dim, w.V);
+    const auto product = first ? gemm_down<false> : gemm_down<true>;
+    product(p.value_dim, block.vecs, count, w.V, packed_down_ld(p.value_dim), w.P, 2 * BLOCK_Q,
+            w.O_lanes, BLOCK_Q);
     first = false;
   }
   write_rows(block, unit.unit, w);

@@ -79,4 +79,26 @@ inline void gemm_pairs(int64_t rows, int64_t vecs, int64_t pairs, const bf16_t* 
   }
 }
 
+// The interface that gemm_tiles.h shares. A along its rows: the reduction runs along a row of A.
+template <bool ACCUMULATE>
+inline void gemm_along(int64_t rows, int64_t vecs, int64_t depth, const bf16_t* a, int64_t lda,
+                       const bf16_t* b, int64_t ldb, float* c, int64_t ldc) {
+  gemm_pairs<AOrder::ROWS, ACCUMULATE>(rows, vecs, (depth + 1) / 2, a, lda, b, ldb, c, ldc);
+}
+
+// A down its rows, packed by pack_down: C[m][n] (+)= sum_k A(k, m) B(k, n).
+template <bool ACCUMULATE>
+inline void gemm_down(int64_t rows, int64_t vecs, int64_t depth, const bf16_t* a, int64_t lda,
+                      const bf16_t* b, int64_t ldb, float* c, int64_t ldc) {
+  gemm_pairs<AOrder::COLUMNS, ACCUMULATE>(rows, vecs, (depth + 1) / 2, a, lda, b, ldb, c, ldc);
+}
+inline void pack_down(const bf16_t* src, int64_t ld, int64_t n, int64_t dim, bf16_t* dst) {
+  zip_rows(src, ld, n, dim, dst);
+}
+inline int64_t packed_down_ld(int64_t dim) { return 2 * round_up(dim, ROW_ALIGN); }
+
+struct ProductScope {  // nothing to prepare
+  ProductScope() {}
+};
+
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

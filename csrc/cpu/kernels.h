@@ -33,6 +33,10 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx_bf16;
+#endif
+#if defined(FUSED_ATTENTION_AMX_MODEL)
+extern const Kernels kernels_amx_model;
 #endif
 
 void yield_thread();

@@ -17,14 +17,16 @@
 namespace fused_attention::cpu {
 namespace {
 
-// Tiers of this build, best first.
+// Tiers of this build, best first. A test builds a library of the AMX kernels alone, modelled.
 const Kernels* const TIERS[] = {
+#if defined(FUSED_ATTENTION_AMX_MODEL)
+    &kernels_amx_model,
+#else
 #if defined(__x86_64__)
-    &kernels_avx512_bf16,
-    &kernels_avx512,
-    &kernels_avx2,
+    &kernels_amx_bf16, &kernels_avx512_bf16, &kernels_avx512, &kernels_avx2,
 #endif
     &kernels_portable,
+#endif
 };
 
 const Kernels* find_tier(const char* isa) {

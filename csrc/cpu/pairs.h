@@ -13,6 +13,14 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 using bf16_t = uint16_t;
 
+// How many rows of A and how many steps of the reduction one instruction takes: operands are padded
+// with zeros to them.
+#if defined(FUSED_ATTENTION_AMX)
+constexpr int64_t ROWS_AT_ONCE = 16, DEPTH_AT_ONCE = 32;
+#else
+constexpr int64_t ROWS_AT_ONCE = 1, DEPTH_AT_ONCE = 2;
+#endif
+
 struct RowsBf16 {
   const bf16_t* data;
   int64_t ld;
@@ -51,30 +59,33 @@ inline PackedPairs pack_pairs(Vec<float> low, Vec<float> high) {
   return {rows, _mm512_permutexvar_epi16(order, rows)};
 }
 
-// n rows of dim values, in place where they lie densely, else copied (see load_rows).
+// n rows of dim values as A: in place where they lie densely and need no padding, else copied (see
+// load_rows).
 inline RowsBf16 load_rows_bf16(const Operand& x, int64_t b, int64_t h, int64_t row, int64_t n,
                                int64_t dim, bf16_t* buffer) {
   const bf16_t* src = bf16_row(x, b, h, row);
-  if (x.row == dim && dim % 2 == 0 && dim % 512 != 0) return {src, dim};
+  const bool whole = dim % DEPTH_AT_ONCE == 0 && n % ROWS_AT_ONCE == 0;
+  if (x.row == dim && whole && dim % 512 != 0) return {src, dim};
   const int64_t ld = round_up(dim, 2 * ROW_ALIGN);
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = 0; i < round_up(n, ROWS_AT_ONCE); ++i) {
     for (int64_t d = 0; d < ld; d += 32) {
-      _mm512_storeu_si512(buffer + i * ld + d,
-                          _mm512_maskz_loadu_epi16(first_lanes(dim - d), src + i * x.row + d));
+      const __mmask32 mask = i < n ? first_lanes(dim - d) : 0;
+      _mm512_storeu_si512(buffer + i * ld + d, _mm512_maskz_loadu_epi16(mask, src + i * x.row + d));
     }
   }
   return {buffer, ld};
 }
 
-// dst[i / 2][d][2] from n rows; dst's rows hold round_up(dim, ROW_ALIGN) pairs, zero beyond dim.
+// dst[i / 2][d][2] from n rows; dst's rows hold round_up(dim, ROW_ALIGN) pairs. Zero beyond dim and
+// in the rows that complete DEPTH_AT_ONCE.
 inline void zip_rows(const bf16_t* src, int64_t ld, int64_t n, int64_t dim, bf16_t* dst) {
   const int64_t width = round_up(dim, ROW_ALIGN);
-  for (int64_t i = 0; i < n; i += 2) {
+  for (int64_t i = 0; i < round_up(n, DEPTH_AT_ONCE); i += 2) {
     const bf16_t *even = src + i * ld, *odd = even + ld;
     bf16_t* out = dst + i * width;
     for (int64_t d = 0; d < width; d += 32) {
       const __mmask32 mask = first_lanes(dim - d);
-      const __m512i low = _mm512_maskz_loadu_epi16(mask, even + d);
+      const __m512i low = _mm512_maskz_loadu_epi16(i < n ? mask : 0, even + d);
       const __m512i high = _mm512_maskz_loadu_epi16(i + 1 < n ? mask : 0, odd + d);
       _mm512_storeu_si512(out + 2 * d, zip_low(low, high));
       if (d + 16 < width) _mm512_storeu_si512(out + 2 * d + 32, zip_high(low, high));
