@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -25,7 +27,16 @@ PACKAGES = {  # what stands outside python/ is installed inside the package
     "fused_attention.triton_kernels": "triton_kernels",
 }
 CPU_LIBRARY = "fused_attention.lib.libfused_attention_cpu"
+AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch whose ABI the library asks for: 2.11
+
+
+def compiler_knows_amx() -> bool:
+    """Compilers before gcc 11 and assemblers before binutils 2.36 build the library without."""
+    command = [*shlex.split(os.environ.get("CXX", "c++")), *AMX_FLAGS, "-x", "c++", "-c", "-"]
+    code = 'void zero() { asm volatile("tilezero %tmm0"); }'
+    result = subprocess.run([*command, "-o", os.devnull], input=code.encode(), capture_output=True)
+    return result.returncode == 0
 
 
 def cpu_sources() -> dict[Path, list[str]]:
@@ -33,20 +44,26 @@ def cpu_sources() -> dict[Path, list[str]]:
     sources: dict[Path, list[str]] = {
         CSRC / "binding.cpp": [],
         CSRC / "cpu/launch.cpp": [],
+        CSRC / "cpu/tile_launch.cpp": [],
         CSRC / "cpu/isa_portable.cpp": [],
     }
     if platform.machine().lower() in ("x86_64", "amd64"):
         sources[CSRC / "cpu/isa_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
-        sources[CSRC / "cpu/isa_avx512.cpp"] = [
+        avx512 = [
             *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
             *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
             # gcc 12's own AVX-512 headers leave "undefined" vectors uninitialised on purpose.
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
         ]
+        sources[CSRC / "cpu/isa_avx512.cpp"] = avx512
+        sources[CSRC / "cpu/isa_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        if compiler_knows_amx():
+            sources[CSRC / "cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]
+            sources[CSRC / "cpu/launch.cpp"] = ["-DFUSED_ATTENTION_AMX"]
     return sources
 
 
-def write_ninja_file(path: Path, library: Path) -> None:
+def write_ninja_file(path: Path, library: Path, extra_flags: Sequence[str] = ()) -> None:
     """One compile edge per source, one link edge; dependencies on headers by gcc's depfiles."""
     from ninja import ninja_syntax
     from torch.utils import cpp_extension
@@ -57,6 +74,7 @@ def write_ninja_file(path: Path, library: Path) -> None:
         *("-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"),
         f"-I{CSRC / 'include'}",
         *(f"-isystem {p}" for p in cpp_extension.include_paths()),
+        *extra_flags,
     ]
     libraries = [f"-L{p}" for p in cpp_extension.library_paths()]
     # libtorch.so keeps its place although nothing is taken from it directly: symbols resolve in

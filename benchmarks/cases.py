@@ -139,8 +139,12 @@ _DEMO = (
 )
 
 _CPU = (
-    *ladder("BERT-base", (128, 512, 1024, 2048), 12),
+    *ladder("BERT-base", (17, 128, 512, 1024, 2048), 12),
+    square(16, 12, 128, 64),
+    square(64, 12, 64, 64),
     square(1, 8, 1024, 64),
+    square(1, 8, 2048, 64, band=Band.causal()),
+    square(1, 8, 2048, 128, band=Band.causal()),
     square(1, 32, 2048, 128, heads_kv=8, band=Band.causal()),
     square(1, 4, 4096, 64, band=WINDOW_256),
     square(1, 4, 4096, 64, band=Band.sliding(512)),

@@ -201,7 +201,12 @@ std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
   "Tensor? rng_state, float scale, float softcap, int left, int right, int offset, "            \
   "float dropout_p, str isa, "
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fused_attention, m) {
+// Tests register a second build beside the installed one.
+#if !defined(FUSED_ATTENTION_OPERATORS)
+#define FUSED_ATTENTION_OPERATORS fused_attention
+#endif
+
+STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
   m.def("cpu_forward(" SHARED_ARGUMENTS "Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("cpu_backward(" SHARED_ARGUMENTS
         "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor(a!) key_sum, "
@@ -210,11 +215,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_attention, m) {
   m.def("cpu_isas() -> str");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fused_attention, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CPU, m) {
   m.impl("cpu_forward", TORCH_BOX(&cpu_forward));
   m.impl("cpu_backward", TORCH_BOX(&cpu_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fused_attention, CompositeExplicitAutograd, m) {
+STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CompositeExplicitAutograd, m) {
   m.impl("cpu_isas", TORCH_BOX(&cpu_isas));
 }

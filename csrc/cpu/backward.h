@@ -69,21 +69,12 @@ inline T dot(const T* x, const T* y, int64_t n) {
   return lanes[0];
 }
 
-// Q, dO in both layouts; lse and delta per lane.
-template <class T>
-inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
-                             BackwardScratch<T>& w) {
+// lse and delta per lane, from dO's rows in w.dO, which are 0 where lse is -inf.
+template <class T, class Scratch>
+inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& block, Scratch& w) {
   const AttentionParams& p = params.forward;
   const int64_t b = block.b, h = block.h, row = block.q_row();
-  const Tile<T> Q = load_padded_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
-  load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
   const int64_t dO_ld = round_up(p.value_dim, ROW_ALIGN);
-  load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
-  for (int64_t q = 0; q < block.rows; ++q) {
-    if (*row_value<T>(p.lse, b, h, row + q) != NEG_INFINITY<T>) continue;
-    for (int64_t d = 0; d < dO_ld; ++d) w.dO[q * dO_ld + d] = T(0);
-  }
-  load_lanes(Tile<T>{w.dO, dO_ld}, block.rows, p.value_dim, T(1), w.dO_lanes);
   const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.lse[q] = -NEG_INFINITY<T>;
@@ -97,6 +88,34 @@ inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& 
       w.delta[q] -= *row_value<T>(params.grad_lse, b, h, row + q);
     }
   }
+}
+
+// dO's rows in w.dO, 0 for rows that saw no key.
+template <class T, class Scratch>
+inline void load_output_gradient(const BackwardParams& params, const QueryBlock<T>& block,
+                                 Scratch& w) {
+  const AttentionParams& p = params.forward;
+  const int64_t b = block.b, h = block.h, row = block.q_row();
+  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
+  load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
+  for (int64_t q = 0; q < block.rows; ++q) {
+    if (*row_value<T>(p.lse, b, h, row + q) != NEG_INFINITY<T>) continue;
+    for (int64_t d = 0; d < ld; ++d) w.dO[q * ld + d] = T(0);
+  }
+}
+
+// Q, dO in both layouts; lse and delta per lane.
+template <class T>
+inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
+                             BackwardScratch<T>& w) {
+  const AttentionParams& p = params.forward;
+  const int64_t b = block.b, h = block.h, row = block.q_row();
+  const Tile<T> Q = load_padded_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
+  load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
+  load_output_gradient(params, block, w);
+  load_lanes(Tile<T>{w.dO, round_up(p.value_dim, ROW_ALIGN)}, block.rows, p.value_dim, T(1),
+             w.dO_lanes);
+  load_statistics(params, block, w);
 }
 
 // P^T into w.P, dS^T (before the softcap's slope and the scale) into w.dS.
@@ -129,15 +148,8 @@ inline void compute_score_gradients(const QueryBlock<T>& block, const KeyStep& s
 template <class T>
 inline void gradient_before_scale(const QueryBlock<T>& block, const KeyStep& step,
                                   BackwardScratch<T>& w) {
-  using Vector = Vec<T>;
   if (block.params.softcap > 0) multiply_tile(w.slope, step.count(), block.vecs, w.dS);
-  const Vector scale = Vector::broadcast(T(block.params.scale));
-  for (int64_t j = 0; j < step.count(); ++j) {
-    for (int64_t n = 0; n < block.vecs; ++n) {
-      const int64_t at = j * BLOCK_Q + n * Vector::WIDTH;
-      (Vector::load(w.dS + at) * scale).store(w.dS + at);
-    }
-  }
+  scale_tile(T(block.params.scale), step.count(), block.vecs, w.dS);
 }
 
 // dK and dV of a block of keys are sums over blocks of queries (and over the query heads of a
@@ -167,18 +179,32 @@ struct Turnstile {
   void leave() const { __atomic_store_n(done, static_cast<int32_t>(turn + 1), __ATOMIC_RELEASE); }
 };
 
-template <class T>
-inline void write_query_gradient(const BackwardParams& params, const QueryBlock<T>& block,
-                                 BackwardScratch<T>& w) {
+template <class T, class Scratch>
+inline void write_query_gradient(const BackwardParams& params, const QueryBlock<T>& block, T factor,
+                                 Scratch& w) {
   const AttentionParams& p = params.forward;
   const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
-  transpose(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
+  transpose_padded(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const int64_t row = block.q_row() + q;
     char* dq = const_cast<char*>(row_pointer(params.grad_query, p.dtype, block.b, block.h, row));
-    store_row(w.rows + q * ld, T(1), p.dtype, p.head_dim, dq);
+    store_row(w.rows + q * ld, factor, p.dtype, p.head_dim, dq);
     *row_value<T>(params.delta, block.b, block.h, row) = w.delta[q];
   }
+}
+
+// K, V, dK and dV of the step after this one.
+template <class T>
+inline void prefetch_next_step(const BackwardParams& params, const QueryBlock<T>& block,
+                               const KeyStep& step) {
+  const AttentionParams& p = params.forward;
+  const DType sum_dtype = sizeof(T) == 8 ? DType::FLOAT64 : DType::FLOAT32;
+  const int64_t row = block.seq.k_start + step.end;
+  const int64_t ahead = min_of(BLOCK_KV, block.keys.end - step.end);
+  prefetch_rows(p.key, p.dtype, block.b, block.h_kv, row, ahead, p.head_dim);
+  prefetch_rows(p.value, p.dtype, block.b, block.h_kv, row, ahead, p.value_dim);
+  prefetch_rows(params.key_sum, sum_dtype, block.b, block.h_kv, row, ahead, p.head_dim);
+  prefetch_rows(params.value_sum, sum_dtype, block.b, block.h_kv, row, ahead, p.value_dim);
 }
 
 // `turns`: the counters of this (batch, key/value head), one per block of keys, zero at the start.
@@ -196,6 +222,7 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
+    prefetch_next_step(params, block, step);
     const Tile<T> K = load_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const Tile<T> V = load_rows(p.value, p.dtype, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_score_gradients(block, step, K, V, w);
@@ -220,18 +247,19 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
     gemm<T, AOrder::COLUMNS, true>(p.head_dim, block.vecs, count, K.data, K.ld, w.dS, BLOCK_Q,
                                    w.dQ_lanes, BLOCK_Q);
   }
-  write_query_gradient(params, block, w);
+  write_query_gradient(params, block, T(1), w);
 }
 
-// One row of dK and dV from the accumulators to the tensors.
+// One row of dK, times `factor`, and dV from the accumulators to the tensors.
 template <class T>
-inline void finish_key_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+inline void finish_key_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row,
+                           T factor) {
   const AttentionParams& p = params.forward;
   const T* dK = static_cast<const T*>(params.key_sum.data) + b * params.key_sum.batch +
                 h * params.key_sum.head + row * params.key_sum.row;
   const T* dV = static_cast<const T*>(params.value_sum.data) + b * params.value_sum.batch +
                 h * params.value_sum.head + row * params.value_sum.row;
-  store_row(dK, T(1), p.dtype, p.head_dim,
+  store_row(dK, factor, p.dtype, p.head_dim,
             const_cast<char*>(row_pointer(params.grad_key, p.dtype, b, h, row)));
   store_row(dV, T(1), p.dtype, p.value_dim,
             const_cast<char*>(row_pointer(params.grad_value, p.dtype, b, h, row)));

@@ -113,6 +113,12 @@ inline void write_bias_tile(const BackwardParams& params, const BiasTile& tile, 
   }
 }
 
+// Enough for backward_block too.
+template <class T>
+inline int64_t bias_gradient_bytes(const AttentionParams& p) {
+  return (BackwardScratch<T>::elements(p) + BLOCK_KV * BLOCK_Q) * static_cast<int64_t>(sizeof(T));
+}
+
 template <class T>
 inline void bias_gradient_tile(const BackwardParams& params, int64_t item, void* memory) {
   const AttentionParams& p = params.forward;

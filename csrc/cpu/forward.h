@@ -6,7 +6,7 @@
 //
 //   for each step of 64 keys that the block sees:
 //     S^T = K (Q^T * scale)           softcap, bias, ALiBi; masked only at the band's edges
-//     m' = max(m, column max of S^T)  alpha = e^(m - m')
+//     m' = column max of S^T if far above m, else m;  alpha = e^(m - m')
 //     P^T = e^(S^T - m')              l = alpha * l + column sum of P^T
 //     O^T = alpha * O^T + V^T P^T     dropout on P between the sum and this product
 //   out = O^T / l,  lse = m + ln l
@@ -46,43 +46,74 @@ struct ForwardScratch {
   }
 };
 
-template <class T>
-inline void start_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+// `unit`: what a score of 1 is worth, so that m counts the scores as they come.
+template <class T, class Scratch>
+inline void start_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
   T sink = NEG_INFINITY<T>;
-  if (p.sinks != nullptr) sink = static_cast<const T*>(p.sinks)[block.h];
+  if (p.sinks != nullptr) sink = static_cast<const T*>(p.sinks)[block.h] / unit;
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.m[q] = sink;
     w.l[q] = sink == NEG_INFINITY<T> ? T(0) : T(1);
   }
-  const int64_t lanes = block.vecs * Vec<T>::WIDTH;
-  for (int64_t d = 0; d < p.value_dim; ++d) {
-    for (int64_t q = 0; q < lanes; ++q) w.O_lanes[d * BLOCK_Q + q] = T(0);
-  }
+  if (block.keys.begin < block.keys.end) return;  // the first step writes O
+  for (int64_t i = 0; i < p.value_dim * BLOCK_Q; ++i) w.O_lanes[i] = T(0);
 }
 
-// One vector of queries: new maximum, weights in place of the scores, sum; O is rescaled only when
-// the maximum has moved.
+// How far scores may rise above m before m follows: weights then stay below e^5, and O and l are
+// rescaled a few times at the start instead of whenever some query's maximum moves.
+constexpr double SLACK = 5.0;
+
+// m of one vector of queries after a step: each query's own affair, so no row depends on another.
 template <class T>
-inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t value_dim) {
+inline Vec<T> next_shift(const T* s, int64_t count, Vec<T> m_old, T slack) {
   using V = Vec<T>;
-  const V log2e = V::broadcast(LOG2_E<T>);
-  V top[4];
-  const V m_old = V::load(m);
-  for (V& x : top) x = m_old;
+  V top[4] = {m_old, m_old, m_old, m_old};
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) top[i] = V::max(top[i], V::load(s + (j + i) * BLOCK_Q));
   }
   for (; j < count; ++j) top[0] = V::max(top[0], V::load(s + j * BLOCK_Q));
-  const V m_new = V::max(V::max(top[0], top[1]), V::max(top[2], top[3]));
-  // -inf only while no key was visible: then shift by 0.
-  const V lowest = V::broadcast(-(sizeof(T) == 4 ? T(3.4e38f) : T(1.7e308)));
-  const V shift = V::select_less(m_new, lowest, V::broadcast(T(0)), m_new);
+  const V highest = V::max(V::max(top[0], top[1]), V::max(top[2], top[3]));
+  return V::select_less(m_old + V::broadcast(slack), highest, highest, m_old);
+}
 
+// m is -inf only while no key was visible: then exponents are shifted by 0.
+template <class T>
+inline Vec<T> finite_shift(Vec<T> m) {
+  using V = Vec<T>;
+  const V lowest = V::broadcast(-(sizeof(T) == 4 ? T(3.4e38f) : T(1.7e308)));
+  return V::select_less(m, lowest, V::broadcast(T(0)), m);
+}
+
+// l and, if there is one, O after m has moved from m_old to m_new; `factor` as in the weights.
+template <class T>
+inline void rescale(Vec<T> m_old, Vec<T> m_new, T factor, Vec<T> sum, T* m, T* l, T* o,
+                    int64_t value_dim) {
+  using V = Vec<T>;
+  if (V::all_equal(m_old, m_new)) {
+    (V::load(l) + sum).store(l);
+    return;
+  }
+  m_new.store(m);
+  const V alpha = exp2((m_old - finite_shift(m_new)) * V::broadcast(factor));
+  V::fma(V::load(l), alpha, sum).store(l);
+  if (o == nullptr) return;
+  for (int64_t d = 0; d < value_dim; ++d) {
+    (V::load(o + d * BLOCK_Q) * alpha).store(o + d * BLOCK_Q);
+  }
+}
+
+// One vector of queries: m, weights in place of the scores, l. `o` is nullptr in the first step.
+template <class T>
+inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t value_dim) {
+  using V = Vec<T>;
+  const V m_old = V::load(m), m_new = next_shift(s, count, m_old, T(SLACK));
+  const V shift = finite_shift(m_new), log2e = V::broadcast(LOG2_E<T>);
   V sum[2] = {V::broadcast(T(0)), V::broadcast(T(0))};
-  for (j = 0; j + 2 <= count; j += 2) {
+  int64_t j = 0;
+  for (; j + 2 <= count; j += 2) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       const V p = exp2((V::load(s + (j + i) * BLOCK_Q) - shift) * log2e);
@@ -95,29 +126,22 @@ inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t
     p.store(s + j * BLOCK_Q);
     sum[0] = sum[0] + p;
   }
-  V l_new = sum[0] + sum[1];
-  if (!V::all_equal(m_old, m_new)) {
-    const V alpha = exp2((m_old - shift) * log2e);
-    for (int64_t d = 0; d < value_dim; ++d) {
-      (V::load(o + d * BLOCK_Q) * alpha).store(o + d * BLOCK_Q);
-    }
-    (V::fma(V::load(l), alpha, l_new)).store(l);
-  } else {
-    (V::load(l) + l_new).store(l);
-  }
-  m_new.store(m);
+  rescale(m_old, m_new, LOG2_E<T>, sum[0] + sum[1], m, l, o, value_dim);
 }
 
-template <class T>
-inline void write_rows(const QueryBlock<T>& block, ForwardScratch<T>& w) {
+inline float log_of(float x) { return logf(x); }
+inline double log_of(double x) { return ::log(x); }
+
+template <class T, class Scratch>
+inline void write_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
   const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  transpose(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
+  transpose_padded(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const T inverse = w.l[q] == T(0) ? T(0) : T(1) / w.l[q];
     const char* out = row_pointer(p.out, p.dtype, block.b, block.h, block.q_row() + q);
     store_row(w.rows + q * ld, inverse, p.dtype, p.value_dim, const_cast<char*>(out));
-    const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] + static_cast<T>(::log(double(w.l[q])));
+    const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] * unit + log_of(w.l[q]);
     *row_value<T>(p.lse, block.b, block.h, block.q_row() + q) = lse;
   }
 }
@@ -130,18 +154,22 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
   const Tile<T> Q =
       load_rows(p.query, p.dtype, b, h, block.q_row(), block.rows, p.head_dim, w.rows);
   load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
-  start_rows(block, w);
+  start_rows(block, T(1), w);
 
+  bool first = true;
   for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
     const KeyStep step = key_step(at, block);
     const int64_t k_row = block.seq.k_start + step.begin;
+    const int64_t ahead = min_of(BLOCK_KV, block.keys.end - step.end);
+    prefetch_rows(p.key, p.dtype, b, block.h_kv, k_row + step.count(), ahead, p.head_dim);
+    prefetch_rows(p.value, p.dtype, b, block.h_kv, k_row + step.count(), ahead, p.value_dim);
     const Tile<T> K =
         load_rows(p.key, p.dtype, b, block.h_kv, k_row, step.count(), p.head_dim, w.K);
     compute_scores(block, step, K, w.Q_lanes, w.S, static_cast<T*>(nullptr), w.bias);
     for (int64_t n = 0; n < block.vecs; ++n) {
       const int64_t at_lane = n * Vec<T>::WIDTH;
       online_softmax_update(w.S + at_lane, step.count(), w.m + at_lane, w.l + at_lane,
-                            w.O_lanes + at_lane, p.value_dim);
+                            first ? nullptr : w.O_lanes + at_lane, p.value_dim);
     }
     if (p.dropout.threshold != 0) {
       dropout_factors(block, step, w.dropout);
@@ -149,10 +177,11 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
     }
     const Tile<T> V =
         load_rows(p.value, p.dtype, b, block.h_kv, k_row, step.count(), p.value_dim, w.V);
-    gemm<T, AOrder::COLUMNS, true>(p.value_dim, block.vecs, step.count(), V.data, V.ld, w.S,
-                                   BLOCK_Q, w.O_lanes, BLOCK_Q);
+    const auto product = first ? gemm<T, AOrder::COLUMNS, false> : gemm<T, AOrder::COLUMNS, true>;
+    product(p.value_dim, block.vecs, step.count(), V.data, V.ld, w.S, BLOCK_Q, w.O_lanes, BLOCK_Q);
+    first = false;
   }
-  write_rows(block, w);
+  write_rows(block, T(1), w);
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

@@ -7,6 +7,9 @@
 
 namespace fused_attention::cpu {
 
+static constexpr KernelSet avx2_fp32 = avx2::kernel_set<float>();
+static constexpr KernelSet avx2_fp64 = avx2::kernel_set<double>();
+
 const Kernels kernels_avx2 = {
     "avx2",
     [] {
@@ -15,8 +18,9 @@ const Kernels kernels_avx2 = {
     },
     avx2::BLOCK_Q,
     avx2::BLOCK_KV,
-    avx2::kernel_set<float>(),
-    avx2::kernel_set<double>(),
+    &avx2_fp32,
+    &avx2_fp64,
+    &avx2_fp32,
 };
 
 }  // namespace fused_attention::cpu

@@ -7,6 +7,9 @@
 
 namespace fused_attention::cpu {
 
+const KernelSet avx512_fp32 = avx512::kernel_set<float>();
+const KernelSet avx512_fp64 = avx512::kernel_set<double>();
+
 const Kernels kernels_avx512 = {
     "avx512",
     [] {
@@ -15,8 +18,9 @@ const Kernels kernels_avx512 = {
     },
     avx512::BLOCK_Q,
     avx512::BLOCK_KV,
-    avx512::kernel_set<float>(),
-    avx512::kernel_set<double>(),
+    &avx512_fp32,
+    &avx512_fp64,
+    &avx512_fp32,
 };
 
 }  // namespace fused_attention::cpu

@@ -6,9 +6,12 @@
 
 namespace fused_attention::cpu {
 
+static constexpr KernelSet portable_fp32 = portable::kernel_set<float>();
+static constexpr KernelSet portable_fp64 = portable::kernel_set<double>();
+
 const Kernels kernels_portable = {
-    "portable",         [] { return true; },           portable::BLOCK_Q,
-    portable::BLOCK_KV, portable::kernel_set<float>(), portable::kernel_set<double>(),
+    "portable",     [] { return true; }, portable::BLOCK_Q, portable::BLOCK_KV,
+    &portable_fp32, &portable_fp64,      &portable_fp32,
 };
 
 }  // namespace fused_attention::cpu

@@ -11,13 +11,12 @@ constexpr KernelSet kernel_set() {
       [](const AttentionParams& p) {
         return ForwardScratch<T>::elements(p) * static_cast<int64_t>(sizeof(T));
       },
-      [](const AttentionParams& p) {
-        return (BackwardScratch<T>::elements(p) + BLOCK_KV * BLOCK_Q) *
-               static_cast<int64_t>(sizeof(T));
-      },
+      [](const AttentionParams& p) { return bias_gradient_bytes<T>(p); },
       forward_block<T>,
       backward_block<T>,
-      finish_key_row<T>,
+      [](const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+        finish_key_row<T>(params, b, h, row, T(1));
+      },
       bias_tiles,
       bias_gradient_tile<T>,
   };

@@ -1,17 +1,12 @@
-#include "fused_attention/launch.h"
-
 #include <sched.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "tile_launch.h"
 
 // Chooses the instruction set, cuts the problem into items and hands them to the threads.
 namespace fused_attention::cpu {
@@ -19,90 +14,20 @@ namespace {
 
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
+#if defined(FUSED_ATTENTION_AMX)
+    &kernels_amx_fp16,    &kernels_amx_bf16,
+#endif
 #if defined(__x86_64__)
-    &kernels_avx512,
-    &kernels_avx2,
+    &kernels_avx512_bf16, &kernels_avx512,   &kernels_avx2,
 #endif
     &kernels_portable,
 };
-
-const Kernels* find_tier(const char* isa) {
-  for (const Kernels* tier : TIERS) {
-    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
-  }
-  return nullptr;
-}
-
-// A thread keeps its tile memory between calls: at most a few hundred KB, freed with the thread.
-// FUSED_ATTENTION_POISON_SCRATCH (tests) fills it with NaN before every call.
-class Scratch {
- public:
-  void* bytes(int64_t size) {
-    if (size > capacity_) {
-      memory_.reset(std::aligned_alloc(64, (size + 4095) / 4096 * 4096));
-      capacity_ = memory_ ? size : 0;
-    }
-    static const bool poison = std::getenv("FUSED_ATTENTION_POISON_SCRATCH") != nullptr;
-    if (poison && memory_) std::memset(memory_.get(), 0xFF, size);
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  int64_t capacity_ = 0;
-};
-
-void* thread_scratch(int64_t size) {
-  thread_local Scratch scratch;
-  return scratch.bytes(size);
-}
-
-// Items 0 .. count - 1, claimed one by one in ascending order by as many threads as are useful.
-template <class Body>
-Status for_each_item(const ThreadPool& pool, int64_t count, int64_t scratch_bytes,
-                     const Body& body) {
-  struct Shared {
-    const Body& body;
-    int64_t count, scratch_bytes;
-    std::atomic<int64_t> next{0};
-  } shared{body, count, scratch_bytes};
-  const auto work = [](void* context, int) {
-    Shared& all = *static_cast<Shared*>(context);
-    void* scratch = all.scratch_bytes > 0 ? thread_scratch(all.scratch_bytes) : nullptr;
-    if (all.scratch_bytes > 0 && scratch == nullptr) return;
-    for (int64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;) {
-      all.body(i, scratch);
-    }
-  };
-  const int workers = static_cast<int>(std::min<int64_t>(pool.threads, count));
-  if (workers <= 1) {
-    work(&shared, 0);
-  } else {
-    pool.run(pool.state, workers, work, &shared);
-  }
-  if (shared.next < count) return Status::error("out of memory: no tile scratch for any thread");
-  return Status{};
-}
-
-int64_t blocks(int64_t length, int64_t block) { return (length + block - 1) / block; }
-
-// Below this many multiplications a second thread costs more than it brings.
-constexpr double WORTH_A_THREAD = 2e5;
 
 ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
   const double work = static_cast<double>(p.batch) * static_cast<double>(p.heads_q) *
                       static_cast<double>(p.len_q) * static_cast<double>(p.len_k) *
                       static_cast<double>(p.head_dim + p.value_dim);
-  pool.threads = static_cast<int>(
-      std::max(1.0, std::min(static_cast<double>(pool.threads), work / WORTH_A_THREAD)));
-  return pool;
-}
-
-const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
-  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
+  return useful_threads(work, pool);
 }
 
 Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
@@ -159,6 +84,17 @@ int64_t element_size(DType dtype) {
   return dtype == DType::FLOAT64 ? 8 : dtype == DType::FLOAT32 ? 4 : 2;
 }
 
+// Forward works on this many heads at a time: enough that every thread has one and that the last
+// blocks of all of them fill the threads evenly, but not more keys and values than stay in a
+// core's cache while its blocks of queries come by.
+int64_t heads_side_by_side(const AttentionParams& p, int threads) {
+  constexpr int64_t CACHE_BYTES = 512 * 1024;
+  const int64_t bytes = p.len_k * (p.head_dim + p.value_dim) * element_size(p.dtype);
+  const int64_t group = p.heads_q / p.heads_kv;
+  const int64_t fitting = bytes > 0 ? CACHE_BYTES / bytes : 1;
+  return std::max<int64_t>(threads, 1) * std::max<int64_t>(fitting * group, 1);
+}
+
 template <class T>
 void fill_row_values(const RowVector& x, const AttentionParams& p, int64_t row, T value) {
   for (int64_t h = 0; h < p.heads_q; ++h) {
@@ -187,6 +123,13 @@ void clear_tail(const AttentionParams& p, const Operand& rows, int64_t dim,
 
 }  // namespace
 
+const Kernels* find_tier(const char* isa) {
+  for (const Kernels* tier : TIERS) {
+    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
+  }
+  return nullptr;
+}
+
 void yield_thread() { sched_yield(); }
 
 const char* available_isas() {
@@ -206,15 +149,21 @@ Status launch_forward(const AttentionParams& params, const char* isa, const Thre
   const AttentionParams p = with_heads_as_rows(with_longest(params));
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
   clear_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
+  const ThreadPool useful = limit_threads(p, pool);
+  if (const TileKernels* tiles = tile_kernels(*tier, p)) return forward_on_tiles(p, *tiles, useful);
   const int64_t heads = p.batch * p.heads_q, q_blocks = blocks(p.len_q, tier->block_q);
+  const int64_t set_heads = heads_side_by_side(p, useful.threads);
   // Last blocks of queries first: under a causal mask they are the longest, and a long item that
   // starts last leaves the other threads idle.
   const auto body = [&](int64_t item, void* scratch) {
-    const int64_t q_begin = (q_blocks - 1 - item / heads) * tier->block_q;
-    const int64_t b = item % heads / p.heads_q, h = item % p.heads_q;
+    const int64_t set = item / (set_heads * q_blocks), in_set = item % (set_heads * q_blocks);
+    const int64_t width = std::min(set_heads, heads - set * set_heads);
+    const int64_t head = set * set_heads + in_set % width;
+    const int64_t q_begin = (q_blocks - 1 - in_set / width) * tier->block_q;
+    const int64_t b = head / p.heads_q, h = head % p.heads_q;
     if (q_begin < sequence_of(p, b).len_q) kernels.forward(p, b, h, q_begin, scratch);
   };
-  return for_each_item(limit_threads(p, pool), heads * q_blocks, kernels.forward_bytes(p), body);
+  return for_each_item(useful, heads * q_blocks, kernels.forward_bytes(p), body);
 }
 
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool) {
@@ -226,35 +175,25 @@ Status launch_backward(const BackwardParams& params, const char* isa, const Thre
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
   const ThreadPool useful = limit_threads(p, pool);
   clear_tail(p, all.grad_query, p.head_dim, all.delta, 0.0);
-  const int64_t q_blocks = blocks(p.len_q, tier->block_q);
-  const int64_t key_blocks = blocks(p.len_k, tier->block_kv);
-  const int64_t group = p.heads_q / p.heads_kv, kv_heads = p.batch * p.heads_kv;
-  std::vector<int32_t> turns(kv_heads * key_blocks, 0);
-
-  // As many key/value heads side by side as there are threads; inside such a set the blocks of
-  // queries in the order of their turns (see Turnstile), one of each head after the other, so
-  // that a thread tends to stay with a head and nobody waits for work that has not been claimed.
-  const int64_t side_by_side =
-      std::min<int64_t>(std::max(useful.threads, 1), std::max<int64_t>(kv_heads, 1));
-  const int64_t per_head = group * q_blocks;
-  const auto body = [&](int64_t item, void* scratch) {
-    const int64_t set = item / (side_by_side * per_head), in_set = item % (side_by_side * per_head);
-    const int64_t width = std::min(side_by_side, kv_heads - set * side_by_side);
-    const int64_t kv_head = set * side_by_side + in_set % width, turn = in_set / width;
-    const int64_t b = kv_head / p.heads_kv, h_kv = kv_head % p.heads_kv;
-    const int64_t h = h_kv * group + turn / q_blocks, q_begin = turn % q_blocks * tier->block_q;
-    if (q_begin >= sequence_of(p, b).len_q) return;
-    kernels.backward(all, b, h, q_begin, turns.data() + kv_head * key_blocks, scratch);
-  };
+  const TileKernels* tiles = tile_kernels(*tier, p);
+  const BackwardOrder order(p, *tier, useful.threads);
+  std::vector<int32_t> turns(p.batch * p.heads_kv * order.key_blocks, 0);
   const int64_t scratch = kernels.backward_bytes(p);
-  Status status = for_each_item(useful, kv_heads * per_head, scratch, body);
+  const auto body = [&](int64_t item, void* memory) {
+    const BackwardOrder::Block x = order.block(item);
+    if (x.q_begin >= sequence_of(p, x.b).len_q) return;
+    kernels.backward(all, x.b, x.h, x.q_begin, turns.data() + x.turns, memory);
+  };
+  Status status = tiles != nullptr ? backward_on_tiles(all, *tiles, order, turns.data(), useful)
+                                   : for_each_item(useful, order.count(), scratch, body);
   if (!status.ok) return status;
 
+  const auto finish_key_row = tiles != nullptr ? tiles->finish_key_row : kernels.finish_key_row;
   const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_k : p.len_k;
   const int64_t batches = p.cu_seqlens_q != nullptr ? 1 : p.batch;
   status = for_each_item(useful, batches * p.heads_kv, 0, [&](int64_t item, void*) {
     for (int64_t row = 0; row < rows; ++row) {
-      kernels.finish_key_row(all, item / p.heads_kv, item % p.heads_kv, row);
+      finish_key_row(all, item / p.heads_kv, item % p.heads_kv, row);
     }
   });
   if (!status.ok || all.grad_bias.data == nullptr) return status;

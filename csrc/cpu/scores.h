@@ -154,16 +154,18 @@ inline void mask_scores(const QueryBlock<T>& block, const KeyStep& step, int64_t
   }
 }
 
-// S^T of one step into s [BLOCK_KV][BLOCK_Q]. Q_lanes = Q^T * scale, K holds the step's rows;
-// bias_buffers holds two tiles. The unused lanes of the last block end up with anything, NaN
-// included: nothing ever reads across lanes, and products over queries stop at block.rows.
+// Whether scores are more than scale * Q K^T: then they are finished one step after the other, else
+// the scale can wait for the exponent.
+inline bool has_score_terms(const AttentionParams& p) {
+  return p.softcap > 0 || p.bias.data != nullptr || p.alibi_slopes != nullptr;
+}
+
+// From scale * Q K^T to the final scores: softcap, bias, ALiBi, mask. bias_buffers holds two tiles.
 template <class T>
-inline void compute_scores(const QueryBlock<T>& block, const KeyStep& step, const Tile<T>& K,
-                           const T* Q_lanes, T* s, T* softcap_slope, T* bias_buffers) {
+inline void finish_scores(const QueryBlock<T>& block, const KeyStep& step, T* s, T* softcap_slope,
+                          T* bias_buffers) {
   const AttentionParams& p = block.params;
   const int64_t lanes = block.vecs * Vec<T>::WIDTH;
-  gemm<T, AOrder::ROWS, false>(step.count(), block.vecs, p.head_dim, K.data, K.ld, Q_lanes, BLOCK_Q,
-                               s, BLOCK_Q);
   if (p.softcap > 0) apply_softcap(T(p.softcap), step.count(), lanes, s, softcap_slope);
   if (p.bias.data != nullptr) {
     add_bias(block, step, s, bias_buffers, bias_buffers + BLOCK_Q * BLOCK_KV);
@@ -172,6 +174,17 @@ inline void compute_scores(const QueryBlock<T>& block, const KeyStep& step, cons
   if (step.begin < block.full_keys.begin || step.end > block.full_keys.end) {
     mask_scores(block, step, lanes, s);
   }
+}
+
+// S^T of one step into s [BLOCK_KV][BLOCK_Q]. Q_lanes = Q^T * scale, K holds the step's rows. The
+// unused lanes of the last block end up with anything, NaN included: nothing ever reads across
+// lanes, and products over queries stop at block.rows.
+template <class T>
+inline void compute_scores(const QueryBlock<T>& block, const KeyStep& step, const Tile<T>& K,
+                           const T* Q_lanes, T* s, T* softcap_slope, T* bias_buffers) {
+  gemm<T, AOrder::ROWS, false>(step.count(), block.vecs, block.params.head_dim, K.data, K.ld,
+                               Q_lanes, BLOCK_Q, s, BLOCK_Q);
+  finish_scores(block, step, s, softcap_slope, bias_buffers);
 }
 
 // What each weight of the step is multiplied by: 0 (dropped) or 1 / keep_probability.
@@ -201,6 +214,18 @@ inline void dropout_factors(const QueryBlock<T>& block, const KeyStep& step, T* 
           factor[j * BLOCK_Q + q] = (word[q] >> shift & 0xFFFFu) >= dropout.threshold ? keep : T(0);
         }
       }
+    }
+  }
+}
+
+template <class T>
+inline void scale_tile(T factor, int64_t count, int64_t vecs, T* x) {
+  using V = Vec<T>;
+  const V scale = V::broadcast(factor);
+  for (int64_t j = 0; j < count; ++j) {
+    for (int64_t n = 0; n < vecs; ++n) {
+      const int64_t at = j * BLOCK_Q + n * V::WIDTH;
+      (V::load(x + at) * scale).store(x + at);
     }
   }
 }

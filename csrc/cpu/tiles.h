@@ -59,30 +59,50 @@ inline void convert_row(const char* src, DType, int64_t n, double* dst) {
   std::memcpy(dst, src, n * sizeof(double));
 }
 
+inline void store_vector(Vec<float> value, DType dtype, char* dst) {
+  if (dtype == DType::FLOAT32) {
+    value.store(reinterpret_cast<float*>(dst));
+  } else if (dtype == DType::BFLOAT16) {
+    value.store_bf16(reinterpret_cast<uint16_t*>(dst));
+  } else {
+    value.store_fp16(reinterpret_cast<uint16_t*>(dst));
+  }
+}
+
 // n values times `factor` from src to the storage dtype at dst.
 inline void store_row(const float* src, float factor, DType dtype, int64_t n, char* dst) {
   using V = Vec<float>;
   const V scale = V::broadcast(factor);
+  const int64_t size = element_size(dtype);
   int64_t i = 0;
-  for (; i < n; i += V::WIDTH) {
+  for (; i + V::WIDTH <= n; i += V::WIDTH) {
+    store_vector(V::load(src + i) * scale, dtype, dst + i * size);
+  }
+  if (i < n) {
     float wide[V::WIDTH] = {};
-    const int64_t count = min_of(V::WIDTH, n - i);
-    std::memcpy(wide, src + i, count * sizeof(float));
-    const V value = V::load(wide) * scale;
-    if (dtype == DType::FLOAT32) {
-      value.store(wide);
-      std::memcpy(dst + i * 4, wide, count * sizeof(float));
-    } else {
-      uint16_t half[V::WIDTH];
-      dtype == DType::BFLOAT16 ? value.store_bf16(half) : value.store_fp16(half);
-      std::memcpy(dst + i * 2, half, count * sizeof(uint16_t));
-    }
+    char narrow[V::WIDTH * sizeof(float)];
+    std::memcpy(wide, src + i, (n - i) * sizeof(float));
+    store_vector(V::load(wide) * scale, dtype, narrow);
+    std::memcpy(dst + i * size, narrow, (n - i) * size);
   }
 }
 
 inline void store_row(const double* src, double factor, DType, int64_t n, char* dst) {
   double* out = reinterpret_cast<double*>(dst);
   for (int64_t i = 0; i < n; ++i) out[i] = src[i] * factor;
+}
+
+// Asks for n rows of the storage dtype before they are needed: the products read them in an order
+// that the hardware does not foresee.
+inline void prefetch_rows(const Operand& x, DType dtype, int64_t b, int64_t h, int64_t row,
+                          int64_t n, int64_t dim) {
+  const char* src = row_pointer(x, dtype, b, h, row);
+  const int64_t size = element_size(dtype);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t at = 0; at < dim * size; at += 64) {
+      __builtin_prefetch(src + i * x.row * size + at, 0, 2);
+    }
+  }
 }
 
 // A tile as the products read it: rows of `ld` elements.
@@ -146,18 +166,46 @@ inline void transpose(const T* src, int64_t ld_src, int64_t rows, int64_t cols, 
   }
 }
 
-// Queries as lanes: dst[d][q] = x[q][d] * factor for `rows` queries; the other lanes of dst's
-// BLOCK_Q are 0, so that they take part in products harmlessly.
+// dst[j][i] = src[i][j] for all j < cols and at least all i < rows: whole blocks, where both sides
+// have room for them.
 template <class T>
-inline void load_lanes(const Tile<T>& x, int64_t rows, int64_t dim, T factor, T* dst) {
-  using V = Vec<T>;
-  const int64_t lanes = vectors<T>(rows) * V::WIDTH;
-  transpose(x.data, x.ld, rows, dim, dst, BLOCK_Q);
+inline void transpose_padded(const T* src, int64_t ld_src, int64_t rows, int64_t cols, T* dst,
+                             int64_t ld_dst) {
+  transpose(src, ld_src, round_up(rows, ROW_ALIGN), round_up(cols, ROW_ALIGN), dst, ld_dst);
+}
+
+// Queries as lanes: dst[d][q] = x[q][d] * factor for `rows` queries; the other lanes of the last
+// vector are 0, so that they take part in products harmlessly. The rows of a square of lanes are
+// gathered first: single elements stored into dst would have to be waited for when it is read.
+inline void load_lanes(const Tile<float>& x, int64_t rows, int64_t dim, float factor, float* dst) {
+  using V = Vec<float>;
+  alignas(64) float square[V::WIDTH * V::WIDTH];
   const V scale = V::broadcast(factor);
+  for (int64_t q = 0; q < rows; q += V::WIDTH) {
+    for (int64_t d = 0; d < dim; d += V::WIDTH) {
+      const int64_t count = min_of(V::WIDTH, dim - d);
+      for (int64_t i = 0; i < V::WIDTH; ++i) {
+        float* row = square + i * V::WIDTH;
+        if (q + i < rows && count == V::WIDTH) {
+          (V::load(x.data + (q + i) * x.ld + d) * scale).store(row);
+        } else {
+          const float* src = x.data + (q + i) * x.ld + d;
+          for (int64_t j = 0; j < V::WIDTH; ++j) {
+            row[j] = q + i < rows && j < count ? src[j] * factor : 0.f;
+          }
+        }
+      }
+      transpose_block(square, V::WIDTH, dst + d * BLOCK_Q + q, BLOCK_Q);
+    }
+  }
+}
+
+inline void load_lanes(const Tile<double>& x, int64_t rows, int64_t dim, double factor,
+                       double* dst) {
   for (int64_t d = 0; d < dim; ++d) {
-    T* lane = dst + d * BLOCK_Q;
-    for (int64_t q = rows; q < lanes; ++q) lane[q] = T(0);
-    for (int64_t q = 0; q < lanes; q += V::WIDTH) (V::load(lane + q) * scale).store(lane + q);
+    for (int64_t q = 0; q < BLOCK_Q; ++q) {
+      dst[d * BLOCK_Q + q] = q < rows ? x.data[q * x.ld + d] * factor : 0.0;
+    }
   }
 }
 

@@ -55,6 +55,12 @@ struct Vec<float> {
   }
   // a * 2^n for integral n; underflow gives 0.
   static Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+  // x - floor(x), which is 0 for an infinite x.
+  static Vec fraction(Vec x) {
+    return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+  }
+  // a * 2^floor(x)
+  static Vec scale_by_floor(Vec a, Vec x) { return {_mm512_scalef_ps(a.v, x.v)}; }
 };
 
 template <>

@@ -11,7 +11,9 @@ from attention_case import AttentionCase
 from hypothesis import HealthCheck, given, settings
 from shapes import CASES, DTYPES, attention_cases
 
-from fused_attention import attention, attention_varlen
+from fused_attention import _ext, attention, attention_varlen
+
+BF16_TIERS = ("avx512_bf16", "amx_bf16")  # of other dtypes they run avx512's kernels
 
 
 def compute(case: AttentionCase, backend: str, seed: int = 0):
@@ -31,6 +33,8 @@ def compute(case: AttentionCase, backend: str, seed: int = 0):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_within_budget(case, dtype, fused_backend, poisoned_allocations):
+    if fused_backend == "cpu" and _ext.cpu_isa() in BF16_TIERS and dtype != torch.bfloat16:
+        pytest.skip("the same kernels as avx512")
     inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), fused_backend)
     inputs.assert_forward(out, lse)
     inputs.assert_gradients(grads, *upstream)
@@ -59,8 +63,9 @@ LONG = (
 )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", LONG, ids=str)
-def test_many_tiles_within_budget(case, fused_backend, poisoned_allocations):
-    inputs, out, lse, upstream, grads = compute(case, fused_backend)
+def test_many_tiles_within_budget(case, dtype, fused_backend, poisoned_allocations):
+    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), fused_backend)
     inputs.assert_forward(out, lse)
     inputs.assert_gradients(grads, *upstream)

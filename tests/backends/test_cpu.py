@@ -66,16 +66,69 @@ def test_output_keeps_the_layout_of_the_query(value_dim, fused_backend):
 def test_rounding_of_the_output_is_to_nearest_even(dtype, fused_backend):
     """With two equal scores the output is the mean of two values: fp32 arithmetic, one rounding.
 
-    Values whose sum leaves fp32 are left out: weights are normalised after the sum.
+    Values whose sum leaves fp32 are left out: weights are normalised after the sum. So are values
+    near the subnormal ones: see test_subnormal_bf16_values_count_as_themselves_or_as_zero.
     """
     bits = torch.randint(-(1 << 15), 1 << 15, (2, 1, 512, 2, 64), dtype=torch.int16)
     value = bits.view(dtype)[:, 0].contiguous()
-    value = torch.where(value.abs() > 1e37, torch.ones_like(value), value)
+    one = torch.ones_like(value)
+    value = torch.where(value.abs() > 1e37, one, value)
+    if dtype == torch.bfloat16:
+        value = torch.where(value.abs() < 1e-34, one, value)
     query, key = torch.zeros(2, 512, 1, 4, dtype=dtype), torch.zeros(2, 512, 2, 4, dtype=dtype)
     out = attention(query, key, value, backend=fused_backend)
     wide = value.float() * 0.5
     mean = (wide[:, :, :1] + wide[:, :, 1:]).to(dtype)
     torch.testing.assert_close(out, mean, rtol=0, atol=0, equal_nan=True)
+
+
+def test_subnormal_bf16_values_count_as_themselves_or_as_zero(fused_backend):
+    """VDPBF16PS and AMX take them as zero; nothing may become larger or NaN."""
+    query, key = torch.randn(1, 1, 40, 16).bfloat16(), torch.randn(1, 1, 70, 16).bfloat16()
+    value = torch.full((1, 1, 70, 16), 1e-39, dtype=torch.bfloat16)
+    out = attention(query, key, value, backend=fused_backend).double()
+    assert ((out >= 0) & (out <= 1.02e-39)).all()
+    query = torch.full_like(query, 1e-39)
+    out, lse = attention(query, key, key, return_lse=True, backend=fused_backend)
+    exact = key.double().mean(2, keepdim=True).expand(out.shape)
+    torch.testing.assert_close(out, exact.bfloat16(), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(lse, torch.tensor(70.0).log().expand(lse.shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rise", [0.3, 4.0, 90.0])
+def test_scores_that_rise_from_step_to_step(rise, dtype, fused_backend):
+    """m follows rising scores with slack: slow rises add up, a fast one comes at every step."""
+    steps = torch.arange(6).repeat_interleave(64)
+    key = torch.zeros(1, 1, 384, 16)
+    key[..., 0] = rise * steps + torch.randn(384)
+    query = torch.zeros(1, 1, 50, 16)
+    query[..., 0] = torch.linspace(-1, 1, 50)
+    value = torch.randn(1, 1, 384, 16)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    out, lse = attention(query, key, value, scale=1.0, return_lse=True, backend=fused_backend)
+    exact, exact_lse = attention_reference(
+        query, key, value, scale=1.0, compute_dtype=torch.float64
+    )
+    rounding = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), exact.double(), rtol=0, atol=4 * rounding)
+    error = (lse.double() - exact_lse).abs() / exact_lse.abs().clamp(min=1)
+    assert error.max() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [-3.0, 1e-30, 1e-9, 3e8, 0.0])
+def test_unusual_scales_with_bf16_and_sinks(scale, fused_backend):
+    """Where the exponent takes the scale, m counts unscaled scores: that must not leave fp32."""
+    query, key, value = (torch.randn(1, 2, 40, 16).bfloat16() for _ in range(3))
+    query = (query / max(abs(scale), 1.0)).bfloat16()
+    sinks = torch.tensor([0.5, -2.0])
+    options = {"scale": scale, "sinks": sinks, "band": Band.sliding(30)}
+    out, lse = attention(query, key, value, return_lse=True, backend=fused_backend, **options)
+    exact, exact_lse = attention_reference(
+        query, key, value, compute_dtype=torch.float64, **options
+    )
+    torch.testing.assert_close(out.double(), exact.double(), rtol=0, atol=0.03)
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
 
 
 def test_nan_in_a_query_reaches_its_own_row_only(fused_backend):

@@ -17,7 +17,8 @@ struct ThreadPool {
   void* state = nullptr;
 };
 
-// isa: "portable", "avx2" or "avx512"; a tier that the library or the machine lacks is an error.
+// isa: "portable", "avx2", "avx512", "avx512_bf16", "amx_bf16" or "amx_fp16"; a tier that the
+// library or the machine lacks is an error.
 Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool);
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool);
 

@@ -1,0 +1,24 @@
+#pragma once
+
+#include "backward_pairs.h"
+#include "bias_gradient.h"
+
+// The kernels of a tier that multiplies bf16 pairs. The gradient of the bias, a pass of its own,
+// stays with fp32 products.
+namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
+
+constexpr KernelSet BF16_KERNELS = {
+    ForwardScratchPairs::bytes,
+    [](const AttentionParams& p) {
+      return max_of(BackwardScratchPairs::bytes(p), bias_gradient_bytes<float>(p));
+    },
+    forward_block_pairs,
+    backward_block_pairs,
+    [](const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+      finish_key_row<float>(params, b, h, row, static_cast<float>(params.forward.scale));
+    },
+    bias_tiles,
+    bias_gradient_tile<float>,
+};
+
+}  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

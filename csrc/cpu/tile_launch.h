@@ -1,0 +1,23 @@
+#pragma once
+
+#include "work.h"
+
+// Launches whose kernels read packed keys: who packs them, where they lie and for how long.
+namespace fused_attention::cpu {
+
+// nullptr: this problem is not for tiles.
+inline const TileKernels* tile_kernels(const Kernels& tier, const AttentionParams& p) {
+  const TileKernels* tiles = p.dtype == DType::BFLOAT16  ? tier.bf16_tiles
+                             : p.dtype == DType::FLOAT16 ? tier.fp16_tiles
+                                                         : nullptr;
+  return tiles != nullptr && tiles->serves(p) ? tiles : nullptr;
+}
+
+Status forward_on_tiles(const AttentionParams& params, const TileKernels& tiles,
+                        const ThreadPool& pool);
+
+// `turns`: see Turnstile. dK and dV stay in the accumulators.
+Status backward_on_tiles(const BackwardParams& params, const TileKernels& tiles,
+                         const BackwardOrder& order, int32_t* turns, const ThreadPool& pool);
+
+}  // namespace fused_attention::cpu
