@@ -32,6 +32,7 @@ def cpu_sources() -> dict[Path, list[str]]:
     """Source file -> the flags that it alone is compiled with."""
     sources: dict[Path, list[str]] = {
         CSRC / "binding.cpp": [],
+        CSRC / "cpu/decode_launch.cpp": [],
         CSRC / "cpu/launch.cpp": [],
         CSRC / "cpu/isa_portable.cpp": [],
     }

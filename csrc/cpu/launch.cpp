@@ -1,17 +1,12 @@
-#include "fused_attention/launch.h"
-
 #include <sched.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "work.h"
 
 // Chooses the instruction set, cuts the problem into items and hands them to the threads.
 namespace fused_attention::cpu {
@@ -26,83 +21,13 @@ const Kernels* const TIERS[] = {
     &kernels_portable,
 };
 
-const Kernels* find_tier(const char* isa) {
-  for (const Kernels* tier : TIERS) {
-    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
-  }
-  return nullptr;
-}
-
-// A thread keeps its tile memory between calls: at most a few hundred KB, freed with the thread.
-// FUSED_ATTENTION_POISON_SCRATCH (tests) fills it with NaN before every call.
-class Scratch {
- public:
-  void* bytes(int64_t size) {
-    if (size > capacity_) {
-      memory_.reset(std::aligned_alloc(64, (size + 4095) / 4096 * 4096));
-      capacity_ = memory_ ? size : 0;
-    }
-    static const bool poison = std::getenv("FUSED_ATTENTION_POISON_SCRATCH") != nullptr;
-    if (poison && memory_) std::memset(memory_.get(), 0xFF, size);
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  int64_t capacity_ = 0;
-};
-
-void* thread_scratch(int64_t size) {
-  thread_local Scratch scratch;
-  return scratch.bytes(size);
-}
-
-// Items 0 .. count - 1, claimed one by one in ascending order by as many threads as are useful.
-template <class Body>
-Status for_each_item(const ThreadPool& pool, int64_t count, int64_t scratch_bytes,
-                     const Body& body) {
-  struct Shared {
-    const Body& body;
-    int64_t count, scratch_bytes;
-    std::atomic<int64_t> next{0};
-  } shared{body, count, scratch_bytes};
-  const auto work = [](void* context, int) {
-    Shared& all = *static_cast<Shared*>(context);
-    void* scratch = all.scratch_bytes > 0 ? thread_scratch(all.scratch_bytes) : nullptr;
-    if (all.scratch_bytes > 0 && scratch == nullptr) return;
-    for (int64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;) {
-      all.body(i, scratch);
-    }
-  };
-  const int workers = static_cast<int>(std::min<int64_t>(pool.threads, count));
-  if (workers <= 1) {
-    work(&shared, 0);
-  } else {
-    pool.run(pool.state, workers, work, &shared);
-  }
-  if (shared.next < count) return Status::error("out of memory: no tile scratch for any thread");
-  return Status{};
-}
-
 int64_t blocks(int64_t length, int64_t block) { return (length + block - 1) / block; }
-
-// Below this many multiplications a second thread costs more than it brings.
-constexpr double WORTH_A_THREAD = 2e5;
 
 ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
   const double work = static_cast<double>(p.batch) * static_cast<double>(p.heads_q) *
                       static_cast<double>(p.len_q) * static_cast<double>(p.len_k) *
                       static_cast<double>(p.head_dim + p.value_dim);
-  pool.threads = static_cast<int>(
-      std::max(1.0, std::min(static_cast<double>(pool.threads), work / WORTH_A_THREAD)));
-  return pool;
-}
-
-const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
-  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
+  return useful_threads(work, pool);
 }
 
 Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
@@ -186,6 +111,13 @@ void clear_tail(const AttentionParams& p, const Operand& rows, int64_t dim,
 }
 
 }  // namespace
+
+const Kernels* find_tier(const char* isa) {
+  for (const Kernels* tier : TIERS) {
+    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
+  }
+  return nullptr;
+}
 
 void yield_thread() { sched_yield(); }
 
