@@ -183,7 +183,7 @@ def test_it_shows_in_the_profiler():
     with torch.profiler.profile() as profile:
         attention_with_kv_cache(**given)
     names = {event.key for event in profile.key_averages()}
-    assert "fused_attention::decode" in names
+    assert any(name.startswith("fused_attention::") for name in names)
 
 
 def test_explain():

@@ -155,7 +155,12 @@ def attention_with_kv_cache(
         splits=splits,
         batch_invariant=batch_invariant,
     )
-    out, lse = decode_op(*call, dispatch.select(problem, backend).NAME)
+    args = (*call, dispatch.select(problem, backend).NAME)
+    # A plain call skips the operator, which costs as much as a short step, not what is in it.
+    if torch.compiler.is_compiling() or _watched(call):
+        out, lse = decode_op(*args)
+    else:
+        out, lse = _decode_autograd(*args, plain=True)
     return (out, lse) if return_lse else out
 
 
@@ -267,16 +272,21 @@ def _decode_fake(*args: Any) -> tuple[Tensor, Tensor]:
     return call.empty_out(), call.empty_lse()
 
 
-def _decode_autograd(*args: Any) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled():
-        wanted = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
-        if wanted:
-            raise RuntimeError(
-                "fused_attention::decode: a cache carries no gradients; call it under "
-                f"torch.no_grad(), got {len(wanted)} tensors that require grad"
-            )
+def _watched(call: DecodeCall) -> bool:
+    """Whether a mode, a transform or a subclass of Tensor must see the operator."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return True
+    plain = (Tensor, torch.nn.Parameter)
+    return any(isinstance(x, Tensor) and type(x) not in plain for x in call[:13])
+
+
+def _decode_autograd(*args: Any, plain: bool = False) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        raise RuntimeError(
+            "fused_attention::decode: a cache carries no gradients; call it under torch.no_grad()"
+        )
     with torch._C._AutoDispatchBelowAutograd():
-        results: tuple[Tensor, Tensor] = decode_op(*args)
+        results: tuple[Tensor, Tensor] = _decode(*args) if plain else decode_op(*args)
     if args[3] is not None:  # the new keys: autograd must see that the caches have changed
         torch.autograd.graph.increment_version(args[1:3])
     return results

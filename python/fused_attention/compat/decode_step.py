@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fused_attention.compat.cached_attention import Queries, Rotary
     from fused_attention.compat.kv_cache import Cache, NewTokens
 
+PREFILL = 16  # queries from which on a plain cache is better read by `attention`
+
 
 def decode_step(
     queries: Queries,
@@ -30,7 +32,8 @@ def decode_step(
     """out [batch, seqlen, heads, head_dim_v] and lse [batch, heads, seqlen], or None.
 
     None means that the operator does not have it: packed queries or new tokens, qv, rotary
-    positions of their own or one for all queries, sequences that share a row which grows.
+    positions of their own or one for all queries, sequences that share a row which grows; or that
+    many queries on a plain cache are faster as an ordinary attention.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `attend_to_cache`, by flash-attn's names.
@@ -44,6 +47,8 @@ def decode_step(
     if packed or queries.qv is not None or moved or (new is not None and _repeats(cache)):
         return None
     batch, table, rows = queries.batch, cache.table, cache.batch_idx
+    if q.shape[1] >= PREFILL and table is None and rows is None and cache.leftpad is None:
+        return None
     if table is not None:
         table, rows = table[:batch] if rows is None else table[rows], None
     lengths = cache.capacity if cache.lengths is None else cache.lengths
