@@ -1,8 +1,9 @@
 #pragma once
 
 #include "decode_append.h"
+#include "decode_kernels.h"
+#include "decode_pairs.h"
 #include "decode_rows.h"
-#include "kernels.h"
 #include "scores.h"
 
 // Decoding: a few queries against a long cache. One item is a part of the keys of one key/value
@@ -82,7 +83,7 @@ struct DecodeRow {
   }
 };
 
-// Q times scale, turned to its position, in the order of pairs with zeros behind.
+// Q turned to its position, with zeros behind: times scale in the order of pairs, or in bf16.
 template <class T>
 inline void load_queries(const DecodeParams& p, const DecodeItem& item, DecodeScratch<T>& w) {
   const AttentionParams& a = p.attention;
@@ -92,7 +93,12 @@ inline void load_queries(const DecodeParams& p, const DecodeItem& item, DecodeSc
     const char* query = row_pointer(a.query, a.dtype, item.b, row.head, row.query);
     convert_row(query, a.dtype, a.head_dim, w.row);
     rotate_row(p, p.cache_lengths[item.b] + row.query, w.rotary());
-    to_pairs(w.row, a.dtype, w.ld_q, T(a.scale), w.Q + r * w.ld_q);
+    T* q = w.Q + r * w.ld_q;
+    if (bf16_queries<T>(p)) {
+      store_row(w.row, T(1), a.dtype, w.ld_q, reinterpret_cast<char*>(q));
+    } else {
+      to_pairs(w.row, a.dtype, w.ld_q, T(a.scale), q);
+    }
   }
 }
 
@@ -173,6 +179,53 @@ inline void online_softmax_row(T* s, int64_t count, T* m, T* l, T* o, int64_t ld
   *l += lanes_sum(sum);
 }
 
+// S of one step; only the first tile of rows asks for the coming ones.
+template <class T, DType DTYPE>
+inline void multiply_queries(const DecodeParams& p, const DecodeItem& item, DecodeScratch<T>& w,
+                             const char* const* keys, int64_t count, ComingRows coming) {
+  const AttentionParams& a = p.attention;
+  for_row_tiles<T>(item.rows, [&](auto tile, int64_t r) {
+    constexpr int R = decltype(tile)::VALUE;
+    const T* q = w.Q + r * w.ld_q;
+    T* s = w.S + r * DECODE_KEYS;
+#if defined(__AVX512BF16__)
+    if constexpr (bf16_products<T>(DTYPE)) {
+      if (bf16_queries<T>(p)) {
+        dot_rows_pairs<R>(reinterpret_cast<const uint16_t*>(q), 2 * w.ld_q, keys, count, a.head_dim,
+                          static_cast<float>(a.scale), s, coming);
+        coming.count = 0;
+        return;
+      }
+    }
+#endif
+    dot_rows<T, DTYPE, R>(q, w.ld_q, keys, count, a.head_dim, s, coming);
+    coming.count = 0;
+  });
+}
+
+// O += P V of one step.
+template <class T, DType DTYPE>
+inline void multiply_weights(const DecodeParams& p, const DecodeItem& item, DecodeScratch<T>& w,
+                             const char* const* values, int64_t count, const DecodePart<T>& part,
+                             ComingRows coming) {
+  const int64_t dim = p.attention.value_dim;
+#if defined(__AVX512BF16__)
+  if constexpr (bf16_products<T>(DTYPE)) round_weights(w.S, item.rows, count);
+#endif
+  for_row_tiles<T>(item.rows, [&](auto tile, int64_t r) {
+    constexpr int R = decltype(tile)::VALUE;
+    const T* weights = w.S + r * DECODE_KEYS;
+    T* o = part.O + r * part.ld;
+#if defined(__AVX512BF16__)
+    if constexpr (bf16_products<T>(DTYPE)) {
+      add_values_pairs<R>(weights, values, count, dim, o, part.ld, coming);
+    } else
+#endif
+      add_values<T, DTYPE, R>(weights, values, count, dim, o, part.ld, coming);
+    coming.count = 0;
+  });
+}
+
 template <class T, DType DTYPE>
 inline void decode_part_of(const DecodeParams& p, const DecodeItem& item, void* memory,
                            void* scratch) {
@@ -196,23 +249,19 @@ inline void decode_part_of(const DecodeParams& p, const DecodeItem& item, void* 
   locate(begin, end, 0);
   for (int64_t step = 0; begin < end; ++step) {
     const int64_t count = end - begin, next = min_of(end + DECODE_KEYS, item.keys.end);
+    // Behind the last step lies the next part, which tends to be this thread's next item.
+    const int64_t ahead = min_of(end + DECODE_KEYS, item.seen_to);
     const char *const *keys = K[step % 2], *const *values = V[step % 2];
-    locate(end, next, step + 1);
-    for_row_tiles<T>(item.rows, [&](auto tile, int64_t r) {
-      const ComingRows coming{K[(step + 1) % 2], r == 0 ? next - end : 0, a.head_dim * BYTES};
-      dot_rows<T, DTYPE, decltype(tile)::VALUE>(w.Q + r * w.ld_q, w.ld_q, keys, count, a.head_dim,
-                                                w.S + r * DECODE_KEYS, coming);
-    });
+    locate(end, ahead, step + 1);
+    ComingRows coming{K[(step + 1) % 2], ahead - end, a.head_dim * BYTES};
+    multiply_queries<T, DTYPE>(p, item, w, keys, count, coming);
     for (int64_t r = 0; r < item.rows; ++r) {
       T* s = w.S + r * DECODE_KEYS;
       finish_scores(p, item, r, begin, end, s);
       online_softmax_row(s, count, part.m + r, part.l + r, part.O + r * part.ld, part.ld);
     }
-    for_row_tiles<T>(item.rows, [&](auto tile, int64_t r) {
-      const ComingRows coming{V[(step + 1) % 2], r == 0 ? next - end : 0, a.value_dim * BYTES};
-      add_values<T, DTYPE, decltype(tile)::VALUE>(w.S + r * DECODE_KEYS, values, count, a.value_dim,
-                                                  part.O + r * part.ld, part.ld, coming);
-    });
+    coming = {V[(step + 1) % 2], ahead - end, a.value_dim * BYTES};
+    multiply_weights<T, DTYPE>(p, item, w, values, count, part, coming);
     begin = end;
     end = next;
   }
@@ -229,6 +278,18 @@ inline void decode_part(const DecodeParams& p, const DecodeItem& item, void* par
   } else {
     decode_part_of<T, DType::FLOAT32>(p, item, part, scratch);
   }
+}
+
+// n elements of O as they are stored.
+inline void to_natural_order(const float* src, DType dtype, int64_t n, float* dst) {
+#if defined(__AVX512BF16__)
+  if (bf16_products<float>(dtype)) return from_interleaved(src, n, dst);
+#endif
+  from_pairs(src, dtype, n, dst);
+}
+
+inline void to_natural_order(const double* src, DType dtype, int64_t n, double* dst) {
+  from_pairs(src, dtype, n, dst);
 }
 
 // out and lse of an item's rows; `memory` holds `count` parts.
@@ -257,12 +318,29 @@ inline void decode_merge(const DecodeParams& p, const DecodeItem& item, const vo
         V::fma(V::broadcast(share), V::load(o + d), V::load(w.sum + d)).store(w.sum + d);
       }
     }
-    from_pairs(w.sum, a.dtype, first.ld, w.row);
+    to_natural_order(w.sum, a.dtype, first.ld, w.row);
     const char* out = row_pointer(a.out, a.dtype, item.b, row.head, row.query);
     store_row(w.row, l == T(0) ? T(0) : T(1) / l, a.dtype, a.value_dim, const_cast<char*>(out));
     const T lse = l == T(0) ? NEG_INFINITY<T> : m + static_cast<T>(::log(double(l)));
     *row_value<T>(a.lse, item.b, row.head, row.query) = lse;
   }
+}
+
+template <class T>
+constexpr DecodeKernelSet decode_kernel_set() {
+  return {
+      [](const DecodeParams& p) {
+        return DecodeScratch<T>::elements(p) * static_cast<int64_t>(sizeof(T));
+      },
+      [](const DecodeParams& p) {
+        return DecodePart<T>::elements(p) * static_cast<int64_t>(sizeof(T));
+      },
+      [](const DecodeParams& p, int64_t b, int64_t h_kv, void* scratch) {
+        decode_append(p, b, h_kv, DecodeScratch<T>(p, scratch).rotary());
+      },
+      decode_part<T>,
+      decode_merge<T>,
+  };
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

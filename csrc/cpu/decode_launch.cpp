@@ -1,11 +1,36 @@
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
+#include "decode_kernels.h"
 #include "work.h"
 
 // Cuts decoding into items: (batch row, key/value head, block of rows, part of the keys).
 namespace fused_attention::cpu {
 namespace {
+
+const DecodeKernels* const TIERS[] = {
+#if defined(__x86_64__)
+    &decode_avx512_bf16,
+    &decode_avx512,
+    &decode_avx2,
+#endif
+    &decode_portable,
+};
+
+// nullptr: this build or this machine does not have it. Rows of a cache are no tiles: a tier of
+// AMX decodes with the best that is not.
+const DecodeKernels* find_tier_of_decoding(const char* isa) {
+  if (std::strncmp(isa, "amx", 3) == 0) isa = TIERS[0]->name;
+  for (const DecodeKernels* tier : TIERS) {
+    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
+  }
+  return nullptr;
+}
+
+const DecodeKernelSet& kernel_set(const DecodeKernels& tier, DType dtype) {
+  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
+}
 
 // Parts begin at multiples of this many keys. That depends on nothing else, so a row's result does
 // not depend on the rest of the batch nor on the threads; a part is long enough to make its
@@ -64,7 +89,7 @@ struct Plan {
   int64_t groups(const AttentionParams& a) const { return a.batch * a.heads_kv * blocks; }
 };
 
-Status check(const DecodeParams& p, const Kernels* tier, const char* isa) {
+Status check(const DecodeParams& p, const DecodeKernels* tier, const char* isa) {
   const AttentionParams& a = p.attention;
   if (tier == nullptr) {
     return Status::error("instruction set '%s' is not available here (available: %s)", isa,
@@ -88,33 +113,33 @@ Status check(const DecodeParams& p, const Kernels* tier, const char* isa) {
 }  // namespace
 
 int64_t decode_workspace_bytes(const DecodeParams& params, const char* isa) {
-  const Kernels* tier = find_tier(isa);
+  const DecodeKernels* tier = find_tier_of_decoding(isa);
   if (!check(params, tier, isa).ok) return 0;
   const Plan plan(params);
   return plan.groups(params.attention) * plan.parts *
-         kernel_set(*tier, params.attention.dtype).decode_part_bytes(params);
+         kernel_set(*tier, params.attention.dtype).part_bytes(params);
 }
 
 Status launch_decode(const DecodeParams& p, const char* isa, const ThreadPool& pool) {
   const AttentionParams& a = p.attention;
-  const Kernels* tier = find_tier(isa);
+  const DecodeKernels* tier = find_tier_of_decoding(isa);
   if (Status status = check(p, tier, isa); !status.ok) return status;
   const Plan plan(p);
-  const KernelSet& kernels = kernel_set(*tier, a.dtype);
-  const int64_t part_bytes = kernels.decode_part_bytes(p), groups = plan.groups(a);
+  const DecodeKernelSet& kernels = kernel_set(*tier, a.dtype);
+  const int64_t part_bytes = kernels.part_bytes(p), groups = plan.groups(a);
   if (p.workspace_bytes < groups * plan.parts * part_bytes) {
     return Status::error("workspace of %lld bytes is too small",
                          static_cast<long long>(p.workspace_bytes));
   }
   char* parts = static_cast<char*>(poisoned(p.workspace, p.workspace_bytes));
-  const int64_t scratch_bytes = kernels.decode_bytes(p);
+  const int64_t scratch_bytes = kernels.bytes(p);
   const double dims = static_cast<double>(a.head_dim + a.value_dim);
   if (p.len_new > 0) {
     const double moved = static_cast<double>(a.batch * a.heads_kv * p.len_new) * dims;
     const Status status =
         for_each_item(useful_threads(moved, pool), a.batch * a.heads_kv, scratch_bytes,
                       [&](int64_t item, void* scratch) {
-                        kernels.decode_append(p, item / a.heads_kv, item % a.heads_kv, scratch);
+                        kernels.append(p, item / a.heads_kv, item % a.heads_kv, scratch);
                       });
     if (!status.ok) return status;
   }
@@ -133,11 +158,12 @@ Status launch_decode(const DecodeParams& p, const char* isa, const ThreadPool& p
     const int64_t count = parts_of(visible, plan.part_keys);
     if (part >= count) return;
     const int64_t begin = (visible.begin / plan.part_keys + part) * plan.part_keys;
+    item.seen_to = visible.end;
     item.keys = band_clip(std::max(begin, visible.begin), begin + plan.part_keys, visible.end);
     char* memory = parts + group * plan.parts * part_bytes;
-    kernels.decode_part(p, item, memory + part * part_bytes, scratch);
+    kernels.part(p, item, memory + part * part_bytes, scratch);
     if (__atomic_add_fetch(&done[group], 1, __ATOMIC_ACQ_REL) == count) {
-      kernels.decode_merge(p, item, memory, count, scratch);
+      kernels.merge(p, item, memory, count, scratch);
     }
   };
   return for_each_item(useful_threads(plan.pairs * dims, pool), groups * plan.parts, scratch_bytes,

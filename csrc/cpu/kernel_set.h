@@ -1,7 +1,6 @@
 #pragma once
 
 #include "bias_gradient.h"
-#include "decode.h"
 #include "forward.h"
 
 namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
@@ -21,17 +20,6 @@ constexpr KernelSet kernel_set() {
       finish_key_row<T>,
       bias_tiles,
       bias_gradient_tile<T>,
-      [](const DecodeParams& p) {
-        return DecodeScratch<T>::elements(p) * static_cast<int64_t>(sizeof(T));
-      },
-      [](const DecodeParams& p) {
-        return DecodePart<T>::elements(p) * static_cast<int64_t>(sizeof(T));
-      },
-      [](const DecodeParams& p, int64_t b, int64_t h_kv, void* scratch) {
-        decode_append(p, b, h_kv, DecodeScratch<T>(p, scratch).rotary());
-      },
-      decode_part<T>,
-      decode_merge<T>,
   };
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels.h"
 #include "work.h"
 
 // Chooses the instruction set, cuts the problem into items and hands them to the threads.
@@ -21,6 +22,13 @@ const Kernels* const TIERS[] = {
     &kernels_portable,
 };
 
+const Kernels* find_tier(const char* isa) {
+  for (const Kernels* tier : TIERS) {
+    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
+  }
+  return nullptr;
+}
+
 int64_t blocks(int64_t length, int64_t block) { return (length + block - 1) / block; }
 
 ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
@@ -28,6 +36,10 @@ ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
                       static_cast<double>(p.len_q) * static_cast<double>(p.len_k) *
                       static_cast<double>(p.head_dim + p.value_dim);
   return useful_threads(work, pool);
+}
+
+const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
+  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
 }
 
 Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
@@ -111,13 +123,6 @@ void clear_tail(const AttentionParams& p, const Operand& rows, int64_t dim,
 }
 
 }  // namespace
-
-const Kernels* find_tier(const char* isa) {
-  for (const Kernels* tier : TIERS) {
-    if (std::strcmp(tier->name, isa) == 0) return tier->supported() ? tier : nullptr;
-  }
-  return nullptr;
-}
 
 void yield_thread() { sched_yield(); }
 

@@ -7,18 +7,10 @@
 #include <memory>
 
 #include "fused_attention/launch.h"
-#include "kernels.h"
 
-// What the launches share: instruction sets, threads and their memory. Not for kernels: these are
+// What the launches share: threads and their memory. Not for kernels: these are
 // templates of the standard library.
 namespace fused_attention::cpu {
-
-// nullptr: this build or this machine does not have it.
-const Kernels* find_tier(const char* isa);
-
-inline const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
-  return dtype == DType::FLOAT64 ? tier.fp64 : tier.fp32;
-}
 
 // FUSED_ATTENTION_POISON_SCRATCH (tests) fills scratch memory with NaN before every call.
 inline void* poisoned(void* memory, int64_t size) {
