@@ -68,7 +68,8 @@ struct DecodeScratch {
   RotaryRow<T> rotary() const { return {row, cos, sin}; }
 };
 
-// One row of an item: its query, its head and the keys that it sees.
+// One row of an item: its query, its head and the keys that its band shows; the item's own keys
+// begin behind the left padding.
 struct DecodeRow {
   int64_t query, head, diagonal;
   Range keys;
@@ -79,7 +80,6 @@ struct DecodeRow {
     head = item.h_kv * group + (item.row_begin + r) % group;
     diagonal = query + item.band.offset;
     keys = band_kv_range(item.band, query, query + 1, item.length);
-    keys.begin = max_of(keys.begin, item.first_key);
   }
 };
 
