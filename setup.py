@@ -43,20 +43,24 @@ def cpu_sources() -> dict[Path, list[str]]:
     """Source file -> the flags that it alone is compiled with."""
     sources: dict[Path, list[str]] = {
         CSRC / "binding.cpp": [],
+        CSRC / "cpu/decode_launch.cpp": [],
+        CSRC / "cpu/decode_portable.cpp": [],
         CSRC / "cpu/launch.cpp": [],
         CSRC / "cpu/tile_launch.cpp": [],
         CSRC / "cpu/isa_portable.cpp": [],
     }
     if platform.machine().lower() in ("x86_64", "amd64"):
-        sources[CSRC / "cpu/isa_avx2.cpp"] = ["-mavx2", "-mfma", "-mf16c"]
+        avx2 = ["-mavx2", "-mfma", "-mf16c"]
         avx512 = [
             *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
             *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
             # gcc 12's own AVX-512 headers leave "undefined" vectors uninitialised on purpose.
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
         ]
-        sources[CSRC / "cpu/isa_avx512.cpp"] = avx512
-        sources[CSRC / "cpu/isa_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        for kernels in ("isa", "decode"):
+            sources[CSRC / f"cpu/{kernels}_avx2.cpp"] = avx2
+            sources[CSRC / f"cpu/{kernels}_avx512.cpp"] = avx512
+            sources[CSRC / f"cpu/{kernels}_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
         if compiler_knows_amx():
             sources[CSRC / "cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]
             sources[CSRC / "cpu/launch.cpp"] = ["-DFUSED_ATTENTION_AMX"]

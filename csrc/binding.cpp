@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -191,6 +192,58 @@ void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, O
   raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
 }
 
+// Values have been checked; what would read outside of a tensor is refused here once more.
+void check_pages(const fused_attention::DecodeParams& p, int64_t pages, int64_t max_pages) {
+  for (int64_t b = 0; b < p.attention.batch; ++b) {
+    const int64_t length = p.cache_lengths[b] + p.len_new;
+    for (int64_t n = 0; n < max_pages && n * p.page_size < length; ++n) {
+      const int32_t page = p.block_table[b * p.block_table_row + n];
+      STD_TORCH_CHECK(page >= 0 && page < pages, "fused_attention: block_table: no page ", page);
+    }
+  }
+}
+
+void cpu_decode(const Tensor& query, Tensor key_cache, Tensor value_cache, OptionalTensor key,
+                OptionalTensor value, const Tensor& cache_lengths, OptionalTensor cache_batch,
+                OptionalTensor cache_starts, OptionalTensor block_table, OptionalTensor rotary_cos,
+                OptionalTensor rotary_sin, OptionalTensor alibi_slopes, OptionalTensor sinks,
+                double scale, double softcap, int64_t left, int64_t right, bool rotary_interleaved,
+                int64_t splits, bool batch_invariant, std::string isa, Tensor out, Tensor lse) {
+  const OptionalTensor none;
+  const Shared in{query, key_cache, value_cache, none,    alibi_slopes, sinks, none, none, none,
+                  none,  none,      scale,       softcap, left,         right, 0,    0.0};
+  fused_attention::DecodeParams p;
+  p.attention = params_of(in, out, lse);
+  p.cache_lengths = int32_data(cache_lengths);
+  p.cache_batch = int32_data(cache_batch);
+  p.cache_starts = int32_data(cache_starts);
+  if (key) {
+    p.new_key = operand(*key);
+    p.new_value = operand(*value);
+    p.len_new = key->size(2);
+  }
+  if (block_table) {
+    p.block_table = int32_data(block_table);
+    p.block_table_row = block_table->size(1);
+    p.page_size = key_cache.size(2);
+    p.attention.len_k = p.block_table_row * p.page_size;
+    check_pages(p, key_cache.size(0), p.block_table_row);
+  }
+  if (rotary_cos) {
+    p.rotary_cos = rotary_cos->data_ptr();
+    p.rotary_sin = rotary_sin->data_ptr();
+    p.rotary_dtype = dtype_of(*rotary_cos);
+    p.rotary_dim = 2 * rotary_cos->size(1);
+    p.rotary_interleaved = rotary_interleaved;
+  }
+  p.splits = splits;
+  p.batch_invariant = batch_invariant;
+  p.workspace_bytes = fused_attention::cpu::decode_workspace_bytes(p, isa.c_str());
+  const std::unique_ptr<char[]> workspace(new char[p.workspace_bytes]);
+  p.workspace = workspace.get();
+  raise_if_error(fused_attention::cpu::launch_decode(p, isa.c_str(), torch_threads()));
+}
+
 std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
 
 }  // namespace
@@ -212,12 +265,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
         "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor(a!) key_sum, "
         "Tensor(b!) value_sum, Tensor(c!) delta, Tensor(d!) grad_query, Tensor(e!) grad_key, "
         "Tensor(f!) grad_value, Tensor(g!)? grad_bias) -> ()");
+  m.def(
+      "cpu_decode(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor? key, "
+      "Tensor? value, Tensor cache_lengths, Tensor? cache_batch, Tensor? cache_starts, "
+      "Tensor? block_table, Tensor? rotary_cos, Tensor? rotary_sin, Tensor? alibi_slopes, "
+      "Tensor? sinks, float scale, float softcap, int left, int right, bool rotary_interleaved, "
+      "int splits, bool batch_invariant, str isa, Tensor(c!) out, Tensor(d!) lse) -> ()");
   m.def("cpu_isas() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CPU, m) {
   m.impl("cpu_forward", TORCH_BOX(&cpu_forward));
   m.impl("cpu_backward", TORCH_BOX(&cpu_backward));
+  m.impl("cpu_decode", TORCH_BOX(&cpu_decode));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CompositeExplicitAutograd, m) {

@@ -13,7 +13,13 @@ from fused_attention import attention, attention_varlen, dispatch, explain, supp
 from fused_attention import backends as list_backends
 from fused_attention.backends import ORDER
 from fused_attention.problem import Problem
-from fused_attention.support import DTYPES, FEATURES, sample_problem, support_matrix
+from fused_attention.support import (
+    DECODE_FEATURES,
+    DTYPES,
+    FEATURES,
+    sample_problem,
+    support_matrix,
+)
 from fused_attention.text import table
 
 AVAILABLE = [info.name for info in list_backends() if info.available]
@@ -27,6 +33,8 @@ class Stub:
 
     def why_not(self, problem: Problem) -> list[str]:
         return self.reasons if self.dtype in (None, problem.dtype) else []
+
+    decode_why_not = why_not
 
 
 @pytest.fixture
@@ -124,10 +132,11 @@ def test_support_matrix_prints_as_a_table() -> None:
     lines = str(matrix).splitlines()
     assert lines[0].split("  ")[0] == "feature"
     assert "missing on cpu" not in lines[0]
-    assert len(lines) == 2 + len(FEATURES)
+    features = [*FEATURES, *DECODE_FEATURES]
+    assert len(lines) == 2 + len(features)
     dropout = next(line for line in lines if line.startswith("dropout"))
     assert dropout.split() == ["dropout", "bf16", "fp16", "fp64", "bf16", "fp16", "fp32", "fp64"]
-    assert len(matrix) == len(FEATURES) * 3 * len(DTYPES)
+    assert len(matrix) == len(features) * 3 * len(DTYPES)
     refused = [entry for entry in matrix.as_dicts() if not entry["supported"]]
     assert {entry["reason"] for entry in refused} == {
         "the library is not built; no such GPU",

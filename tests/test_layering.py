@@ -28,15 +28,22 @@ ARROWS: dict[str, set[str]] = {
     "checks": {"masks"},
     "options": {"masks"},
     "problem": {"checks", "masks"},
-    "backends": {"_ext", "triton_kernels", "reference", "masks"},
+    "decode_problem": {"checks", "masks"},
+    "decode_reference": {"masks", "reference"},
+    "decode_checks": {"checks"},
+    "backends": {"_ext", "triton_kernels", "reference", "decode_reference", "masks"},
     "batching": {"backends"},
     "merge": {"checks"},
-    "support": {"backends", "problem", "masks", "text"},
-    "dispatch": {"backends", "problem", "support"},
+    "support": {"backends", "decode_problem", "problem", "masks", "text"},
+    "dispatch": {"backends", "decode_problem", "problem", "support"},
     "autograd": {"backends", "batching", "checks"},
     "prepare": {"autograd", "backends", "checks", "dispatch", "masks", "options", "problem"},
+    "decoding": {
+        *("backends", "decode_checks", "decode_problem", "dispatch", "masks", "options"),
+        "prepare",
+    },
     "functional": {"checks", "dispatch", "masks", "merge", "options", "prepare"},
-    "public": {"dispatch", "functional", "masks", "merge"},
+    "public": {"decoding", "dispatch", "functional", "masks", "merge"},
 }
 # Above all that. They call what is public, and nobody below calls them.
 TOP = {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cfloat>
+
 #include "scores.h"
 
 // Forward: out = softmax(scores) V by online softmax, one block of queries of one head at a time.
@@ -83,7 +85,7 @@ inline Vec<T> next_shift(const T* s, int64_t count, Vec<T> m_old, T slack) {
 template <class T>
 inline Vec<T> finite_shift(Vec<T> m) {
   using V = Vec<T>;
-  const V lowest = V::broadcast(-(sizeof(T) == 4 ? T(3.4e38f) : T(1.7e308)));
+  const V lowest = V::broadcast(static_cast<T>(sizeof(T) == 4 ? -FLT_MAX : -DBL_MAX));
   return V::select_less(m, lowest, V::broadcast(T(0)), m);
 }
 

@@ -26,6 +26,12 @@ struct Vec<float> {
   static Vec load_fp16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
+  // A bf16 is the upper half of a float: the odd elements are there but for their neighbours' bits.
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-65536)))};
+  }
   // Round to nearest even; a NaN stays a quiet NaN (the addition could carry it into infinity).
   void store_bf16(uint16_t* p) const {
     const __m256i bits = _mm256_castps_si256(v);
@@ -65,6 +71,12 @@ struct Vec<float> {
     const __m256 nan = _mm256_cmp_ps(n.v, n.v, _CMP_UNORD_Q);
     return {_mm256_blendv_ps(value, n.v, nan)};
   }
+
+  static Vec sum_each(const Vec* x) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0].v, x[1].v), _mm256_hadd_ps(x[2].v, x[3].v));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4].v, x[5].v), _mm256_hadd_ps(x[6].v, x[7].v));
+    return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
+  }
 };
 
 template <>
@@ -98,6 +110,11 @@ struct Vec<double> {
     const __m256d value = _mm256_andnot_pd(tiny, scaled);
     const __m256d nan = _mm256_cmp_pd(n.v, n.v, _CMP_UNORD_Q);
     return {_mm256_blendv_pd(value, n.v, nan)};
+  }
+
+  static Vec sum_each(const Vec* x) {
+    const __m256d a = _mm256_hadd_pd(x[0].v, x[1].v), b = _mm256_hadd_pd(x[2].v, x[3].v);
+    return {_mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31))};
   }
 };
 

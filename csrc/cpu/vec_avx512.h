@@ -26,6 +26,12 @@ struct Vec<float> {
   static Vec load_fp16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  // A bf16 is the upper half of a float: the odd elements are there but for their neighbours' bits.
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m512i bits = _mm512_loadu_si512(p);
+    even = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
+    odd = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-65536)))};
+  }
   // Round to nearest even; a NaN stays a quiet NaN (the addition could carry it into infinity).
   void store_bf16(uint16_t* p) const {
     const __m512i bits = _mm512_castps_si512(v);
@@ -61,6 +67,29 @@ struct Vec<float> {
   }
   // a * 2^floor(x)
   static Vec scale_by_floor(Vec a, Vec x) { return {_mm512_scalef_ps(a.v, x.v)}; }
+
+  // Halves are added until each 128-bit quarter belongs to one vector, then lanes inside them.
+  static Vec sum_each(const Vec* x) {
+    __m512 u[8], w[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      u[i] = add_halves(x[i].v, x[i + 4].v);
+      u[i + 4] = add_halves(x[i + 8].v, x[i + 12].v);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[i], u[i + 4], 0x88),
+                           _mm512_shuffle_f32x4(u[i], u[i + 4], 0xDD));
+    }
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(w[0], w[1]), _mm512_unpackhi_ps(w[0], w[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(w[2], w[3]), _mm512_unpackhi_ps(w[2], w[3]));
+    return {_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE))};
+  }
+
+ private:
+  static __m512 add_halves(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  }
 };
 
 template <>
@@ -85,6 +114,20 @@ struct Vec<double> {
     return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
   static Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_pd(a.v, n.v)}; }
+
+  static Vec sum_each(const Vec* x) {
+    const __m512d even = add_quarters(add_halves(x[0].v, x[2].v), add_halves(x[4].v, x[6].v));
+    const __m512d odd = add_quarters(add_halves(x[1].v, x[3].v), add_halves(x[5].v, x[7].v));
+    return {_mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd))};
+  }
+
+ private:
+  static __m512d add_halves(__m512d a, __m512d b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xEE));
+  }
+  static __m512d add_quarters(__m512d a, __m512d b) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xDD));
+  }
 };
 
 // 16 x 16 transpose: rows of `src` become columns of `dst`. Pairs of lanes are exchanged at

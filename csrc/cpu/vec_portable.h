@@ -78,6 +78,10 @@ struct Vec {
   static Vec load_fp16(const uint16_t* p) {
     return map([p](int i) { return fp16_to_float(p[i]); });
   }
+  static void load_bf16_pairs(const uint16_t* p, Vec& even, Vec& odd) {
+    even = map([p](int i) { return bf16_to_float(p[2 * i]); });
+    odd = map([p](int i) { return bf16_to_float(p[2 * i + 1]); });
+  }
   void store_bf16(uint16_t* p) const {
     for (int i = 0; i < WIDTH; ++i) p[i] = float_to_bf16(v[i]);
   }
@@ -102,6 +106,14 @@ struct Vec {
   static Vec scale_by_power(Vec a, Vec n) {
     return map([a, n](int i) {
       return n.v[i] != n.v[i] ? n.v[i] : std::ldexp(a.v[i], static_cast<int>(n.v[i]));
+    });
+  }
+
+  static Vec sum_each(const Vec* x) {
+    return map([x](int i) {
+      T sum = x[i].v[0];
+      for (int lane = 1; lane < WIDTH; ++lane) sum += x[i].v[lane];
+      return sum;
     });
   }
 

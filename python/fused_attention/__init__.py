@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
 from fused_attention.masks import Band
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "attention",
     "attention_varlen",
+    "attention_with_kv_cache",
     "backends",
     "convert",
     "explain",

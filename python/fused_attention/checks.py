@@ -14,6 +14,8 @@ from torch import Tensor
 from fused_attention.masks import UNBOUNDED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fused_attention.backends.call import Call
 
 FLOATING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -21,6 +23,7 @@ INTEGER_DTYPES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8
 MAX_BATCH_HEADS = 1 << 31  # batch * heads is one signed 32-bit word of the dropout counter
 MAX_DROPOUT = 1 - 2.0**-17  # from here on the 16-bit threshold rounds to 65536: all is dropped
 _INFINITY = float("inf")
+_NAMES = ("query", "key", "value")  # what the caller calls them
 
 
 def wrong_value(argument: str, rule: str, got: object) -> NoReturn:
@@ -42,23 +45,26 @@ def check_tensor(argument: str, tensor: Any) -> None:
         wrong_type(argument, "must be a strided tensor", f"layout {tensor.layout}")
 
 
-def check_operands(query: Any, key: Any, value: Any, rank: int) -> None:
+def check_operands(
+    query: Any, key: Any, value: Any, rank: int, names: Sequence[str] = _NAMES
+) -> None:
     """Type, rank, dtype, device and last stride of query, key and value."""
-    check_tensor("query", query)
-    check_tensor("key", key)
-    check_tensor("value", value)
+    query_name, key_name, value_name = names
+    check_tensor(query_name, query)
+    check_tensor(key_name, key)
+    check_tensor(value_name, value)
     dtype, device = query.dtype, query.device
     if dtype not in FLOATING_DTYPES:
         wrong_type("query", "must be float64, float32, bfloat16 or float16", dtype)
     if key.dtype != dtype:
-        wrong_type("key", f"must have query's dtype {dtype}", key.dtype)
+        wrong_type(key_name, f"must have query's dtype {dtype}", key.dtype)
     if value.dtype != dtype:
-        wrong_type("value", f"must have query's dtype {dtype}", value.dtype)
+        wrong_type(value_name, f"must have query's dtype {dtype}", value.dtype)
     if key.device != device:
-        wrong_value("key", f"must be on query's device {device}", key.device)
+        wrong_value(key_name, f"must be on query's device {device}", key.device)
     if value.device != device:
-        wrong_value("value", f"must be on query's device {device}", value.device)
-    for argument, tensor in (("query", query), ("key", key), ("value", value)):
+        wrong_value(value_name, f"must be on query's device {device}", value.device)
+    for argument, tensor in zip(names, (query, key, value), strict=True):
         if tensor.dim() != rank:
             layout = "[batch, heads, length, dim]" if rank == 4 else "packed [total, heads, dim]"
             wrong_value(argument, f"must be {rank}-D {layout}", f"shape {shape_of(tensor)}")
@@ -67,32 +73,43 @@ def check_operands(query: Any, key: Any, value: Any, rank: int) -> None:
             wrong_value(argument, "must be contiguous in its last dimension", got)
 
 
-def check_heads(batch: int, heads_q: int, heads_k: int, heads_v: int) -> None:
+def check_heads(
+    batch: int, heads_q: int, heads_k: int, heads_v: int, names: Sequence[str] = _NAMES
+) -> None:
     """Grouped heads: key and value alike, dividing the query's."""
     if heads_v != heads_k:
-        wrong_value("value", f"must have key's {heads_k} heads", heads_v)
+        wrong_value(names[2], f"must have key's {heads_k} heads", heads_v)
     if heads_q < 1:
         wrong_value("query", "must have at least 1 head", heads_q)
     if heads_k < 1 or heads_q % heads_k != 0:
-        wrong_value("key", f"its number of heads must divide query's {heads_q}", heads_k)
+        wrong_value(names[1], f"its number of heads must divide query's {heads_q}", heads_k)
     if batch * heads_q >= MAX_BATCH_HEADS:
         wrong_value("query", "batch * heads must be below 2**31", batch * heads_q)
 
 
-def check_dims(len_q: int, len_k: int, len_v: int, dim_q: int, dim_k: int, dim_v: int) -> None:
+def check_dims(
+    len_q: int,
+    len_k: int,
+    len_v: int,
+    dim_q: int,
+    dim_k: int,
+    dim_v: int,
+    names: Sequence[str] = _NAMES,
+) -> None:
     """Lengths (packed: totals) and head dimensions."""
+    query, key, value = names
     if len_v != len_k:
-        wrong_value("value", f"must have key's length {len_k}", len_v)
+        wrong_value(value, f"must have {key}'s length {len_k}", len_v)
     if dim_k != dim_q:
-        wrong_value("key", f"must have query's head_dim {dim_q}", dim_k)
+        wrong_value(key, f"must have query's head_dim {dim_q}", dim_k)
     if dim_q < 1:
-        wrong_value("query", "head_dim must be at least 1", dim_q)
+        wrong_value(query, "head_dim must be at least 1", dim_q)
     if dim_v < 1:
-        wrong_value("value", "head_dim must be at least 1", dim_v)
+        wrong_value(value, "head_dim must be at least 1", dim_v)
     if len_q >= UNBOUNDED:
-        wrong_value("query", "length must be below 2**30", len_q)
+        wrong_value(query, "length must be below 2**30", len_q)
     if len_k >= UNBOUNDED:
-        wrong_value("key", "length must be below 2**30", len_k)
+        wrong_value(key, "length must be below 2**30", len_k)
 
 
 def check_number(argument: str, value: Any) -> float:

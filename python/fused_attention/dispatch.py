@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from fused_attention.backends import ORDER, Backend, get
+from fused_attention.decode_problem import DecodeProblem
 from fused_attention.problem import Problem
-from fused_attention.support import backends, support_matrix
+from fused_attention.support import backends, reasons_against, support_matrix
 
 __all__ = ["Explanation", "backends", "explain", "select", "support_matrix"]
 
@@ -14,7 +15,7 @@ __all__ = ["Explanation", "backends", "explain", "select", "support_matrix"]
 class Explanation(NamedTuple):
     """Which backend a call would use, and what speaks against each of the others."""
 
-    problem: Problem
+    problem: Problem | DecodeProblem
     chosen: str | None  # None: no backend that may be chosen can run the problem
     reasons: dict[str, list[str]]  # per backend, best first; empty: it can run the problem
 
@@ -34,7 +35,7 @@ class Explanation(NamedTuple):
         return "\n".join(f"{label:<{width}}  {text}" for label, text in lines)
 
 
-def select(problem: Problem, backend: str | None = None) -> Backend:
+def select(problem: Problem | DecodeProblem, backend: str | None = None) -> Backend:
     """The first backend that can run `problem`, or the one asked for.
 
     Args:
@@ -48,7 +49,7 @@ def select(problem: Problem, backend: str | None = None) -> Backend:
     """
     if backend is not None:
         forced = get(backend)
-        reasons = forced.why_not(problem)
+        reasons = reasons_against(forced, problem)
         if reasons:
             why = "; ".join(reasons)  # stands alone too: a compiler's trace shows the first line
             raise NotImplementedError(
@@ -56,18 +57,18 @@ def select(problem: Problem, backend: str | None = None) -> Backend:
             )
         return forced
     for candidate in ORDER:
-        if not candidate.why_not(problem):
+        if not reasons_against(candidate, problem):
             return candidate
     raise NotImplementedError(f"no backend can run this\n{explain(problem)}")
 
 
-def explain(problem: Problem, backend: str | None = None) -> Explanation:
+def explain(problem: Problem | DecodeProblem, backend: str | None = None) -> Explanation:
     """Ask every backend about `problem`; with `backend`, that one alone may be chosen.
 
     Raises:
         ValueError: no backend has this name.
     """
     allowed = ORDER if backend is None else (get(backend),)
-    reasons = {candidate.NAME: list(candidate.why_not(problem)) for candidate in ORDER}
+    reasons = {candidate.NAME: reasons_against(candidate, problem) for candidate in ORDER}
     chosen = next((one.NAME for one in allowed if not reasons[one.NAME]), None)
     return Explanation(problem, chosen, reasons)

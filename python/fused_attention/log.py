@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fused_attention.decode_problem import DecodeProblem
+from fused_attention.decoding import explain_with_kv_cache
 from fused_attention.functional import explain
 from fused_attention.problem import Problem
 
@@ -46,7 +48,7 @@ def enable(on: bool = True) -> None:
     enabled = on
 
 
-def served(door: str, problem: Problem | None, outcome: str) -> None:
+def served(door: str, problem: Problem | DecodeProblem | None, outcome: str) -> None:
     """Report who serves the call that is being made.
 
     Args:
@@ -72,6 +74,17 @@ def attended(door: str, *args: Any, **options: Any) -> None:
     """
     if enabled:
         explanation = explain(*args, **options)
+        served(door, explanation.problem, explanation.chosen or "none")
+
+
+def decoded(door: str, *args: Any, **options: Any) -> None:
+    """Report a call of `attention_with_kv_cache` with these arguments.
+
+    Raises:
+        TypeError, ValueError: as the call itself.
+    """
+    if enabled:
+        explanation = explain_with_kv_cache(*args, **options)
         served(door, explanation.problem, explanation.chosen or "none")
 
 

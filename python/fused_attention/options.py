@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor
 
 from fused_attention.masks import Band
+
+if TYPE_CHECKING:
+    from typing_extensions import Required
 
 Window = tuple[int | None, int | None]
 
@@ -41,3 +44,27 @@ class PackedOptions(CommonOptions, total=False):
 
     max_seqlen_q: int | None
     max_seqlen_k: int | None
+
+
+class DecodeOptions(TypedDict, total=False):
+    """Keyword arguments of attention_with_kv_cache, return_lse aside."""
+
+    key: Tensor | None
+    value: Tensor | None
+    cache_lengths: Required[int | Tensor]
+    cache_batch: Tensor | None
+    cache_starts: Tensor | None
+    block_table: Tensor | None
+    rotary_cos: Tensor | None
+    rotary_sin: Tensor | None
+    rotary_interleaved: bool
+    causal: bool
+    window: Window | None
+    band: Band | None
+    scale: float | None
+    softcap: float
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
+    splits: int | None
+    batch_invariant: bool
+    backend: str | None

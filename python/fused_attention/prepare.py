@@ -48,7 +48,7 @@ def prepare(
         ValueError: an argument has a wrong device, shape, layout or value.
     """
     query, key, value, bias = _autocast(query, key, value, bias)
-    band = _resolve_band(causal, window, band)
+    band = resolve_band(causal, window, band)
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
         max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
@@ -72,9 +72,9 @@ def prepare(
         deterministic=deterministic,
     )
     self_attention = cu_seqlens_k is cu_seqlens_q
-    cu_seqlens_q = _to_int32(cu_seqlens_q)
-    cu_seqlens_k = cu_seqlens_q if self_attention else _to_int32(cu_seqlens_k)
-    band_offsets = _to_int32(band_offsets)
+    cu_seqlens_q = to_int32(cu_seqlens_q)
+    cu_seqlens_k = cu_seqlens_q if self_attention else to_int32(cu_seqlens_k)
+    band_offsets = to_int32(band_offsets)
     offset = band.offset
     if offset is None and cu_seqlens_q is None:
         offset = problem.len_k - problem.len_q
@@ -85,9 +85,9 @@ def prepare(
         key,
         value,
         bias,
-        _cast(alibi_slopes, torch.float32),
-        _cast(sinks, torch.float64 if query.dtype == torch.float64 else torch.float32),
-        _to_int32(kv_lengths),
+        cast_contiguous(alibi_slopes, torch.float32),
+        cast_contiguous(sinks, torch.float64 if query.dtype == torch.float64 else torch.float32),
+        to_int32(kv_lengths),
         cu_seqlens_q,
         cu_seqlens_k,
         band_offsets,
@@ -134,7 +134,7 @@ def _autocast_enabled(device_type: str) -> bool:
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
-def _resolve_band(causal: bool, window: Any, band: Any) -> Band:
+def resolve_band(causal: bool, window: Any, band: Any) -> Band:
     """The one mask that causal, window and band ask for."""
     if band is not None:
         if not isinstance(band, Band):
@@ -174,16 +174,16 @@ def _packed_offsets(
     return cu_seqlens_k.diff() - cu_seqlens_q.diff()
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def cast_contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The small tensors are contiguous, so kernels take them by their pointer alone."""
     return None if tensor is None else tensor.to(dtype).contiguous()
 
 
-def _to_int32(tensor: Tensor | None) -> Tensor | None:
+def to_int32(tensor: Tensor | None) -> Tensor | None:
     """int32, saturating: a number that would wrap stays out of every range that is checked."""
     if tensor is not None and tensor.dtype == torch.int64:
         tensor = tensor.clamp(-UNBOUNDED - 1, UNBOUNDED + 1)
-    return _cast(tensor, torch.int32)
+    return cast_contiguous(tensor, torch.int32)
 
 
 def _rng_state(seed: Any, offset: Any, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fused_attention.backends import ORDER, Backend
+from fused_attention.decode_problem import DecodeProblem
 from fused_attention.masks import Band
 from fused_attention.problem import Problem
 from fused_attention.text import table
@@ -42,6 +43,14 @@ FEATURES: dict[str, dict[str, Any]] = {
     "sinks": {"has_sinks": True},
     "dropout": {"dropout_p": 0.1},
     "deterministic backward": {"needs_grad": True, "deterministic": True},
+}
+
+# The same for a step of decoding, a plain one being grouped heads on a contiguous cache.
+DECODE_FEATURES: dict[str, dict[str, Any]] = {
+    "KV cache": {},
+    "paged KV": {"page_size": 16},
+    "append + rotary": {"len_new": 1, "rotary_dim": 64},
+    "batch-invariant decoding": {"batch_invariant": True},
 }
 
 
@@ -118,7 +127,7 @@ def support_matrix(device_types: tuple[str, ...] | None = None) -> SupportMatrix
         device_types = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     return SupportMatrix(
         _support(feature, backend, device_type, dtype)
-        for feature in FEATURES
+        for feature in (*FEATURES, *DECODE_FEATURES)
         for backend in ORDER
         for device_type in device_types
         for dtype in DTYPES
@@ -146,8 +155,23 @@ def sample_problem(device_type: str, dtype: str, feature: str = "forward") -> Pr
     return plain._replace(**changes)
 
 
+def reasons_against(backend: Backend, problem: Problem | DecodeProblem) -> list[str]:
+    """Every reason why a backend cannot run this problem, whichever kind it is."""
+    if isinstance(problem, DecodeProblem):
+        return list(backend.decode_why_not(problem))
+    return list(backend.why_not(problem))
+
+
+def sample_decode_problem(device_type: str, dtype: str, feature: str) -> DecodeProblem:
+    """A step of decoding with one feature."""
+    plain = DecodeProblem(DTYPES[dtype], device_type, 2, 8, 2, 1, 1024, 64, 64, scale=0.125)
+    return plain._replace(**DECODE_FEATURES[feature])
+
+
 def _support(feature: str, backend: Backend, device_type: str, dtype: str) -> Support:
-    reasons = backend.why_not(sample_problem(device_type, dtype, feature))
+    decoding = feature in DECODE_FEATURES
+    sample = sample_decode_problem if decoding else sample_problem
+    reasons = reasons_against(backend, sample(device_type, dtype, feature))
     return Support(feature, backend.NAME, device_type, dtype, not reasons, "; ".join(reasons))
 
 

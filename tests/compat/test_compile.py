@@ -131,4 +131,4 @@ def test_calls_are_reported_once_per_line_and_problem() -> None:
         flash_attn_with_kvcache(q, k, v, cache_seqlens=integers(3, 4))
     assert len(lines) == 3
     assert all("test_compile.py" in line and "flash_attn -> cpu:" in line for line in lines)
-    assert "band causal" in lines[0] and "packed" in lines[1] and "kv_lengths" in lines[2]
+    assert "band causal" in lines[0] and "packed" in lines[1] and "decoding" in lines[2]

@@ -155,6 +155,10 @@ CALLS = [
         band="causal(offset=0)",
     ),
     SdpaCall("expanded mask", mask=lambda: padding(5, 9).expand(2, 4, 13, 13), band="full"),
+    SdpaCall(
+        "rows of the lowest number alone",
+        mask=lambda: added(triangle(PLAIN, -3), torch.finfo(torch.float32).min).float(),
+    ),
     SdpaCall("left padding mask", mask=lambda: ~padding(5, 1)),
     SdpaCall("bool mask", mask=random_bool),
     SdpaCall("bias", mask=lambda: torch.randn(13, 13, dtype=torch.float64)),

@@ -21,6 +21,10 @@ struct ThreadPool {
 // library or the machine lacks is an error.
 Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool);
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool);
+Status launch_decode(const DecodeParams& params, const char* isa, const ThreadPool& pool);
+
+// Bytes of workspace that launch_decode wants, which depends on the lengths.
+int64_t decode_workspace_bytes(const DecodeParams& params, const char* isa);
 
 // Tiers that this build has and this machine can run, best first, separated by commas.
 const char* available_isas();

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from fused_attention.backends import cpu, reference
-from fused_attention.backends.call import Call, Gradients
+from fused_attention.backends.call import Call, DecodeCall, Gradients
 
 if TYPE_CHECKING:
+    from fused_attention.decode_problem import DecodeProblem
     from fused_attention.problem import Problem
 
 
@@ -35,6 +36,12 @@ class Backend(Protocol):
         needs_bias_grad: bool,
     ) -> Gradients:
         """Gradients, query's, key's and value's laid out by `empty_like_layout`."""
+
+    def decode_why_not(self, problem: DecodeProblem) -> list[str]:
+        """Every reason why this backend cannot run a step of decoding; empty if it can."""
+
+    def decode(self, call: DecodeCall) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values, then attend; out and lse laid out as the call says."""
 
 
 ORDER: tuple[Backend, ...] = (cpu, reference)

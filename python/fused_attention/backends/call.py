@@ -85,3 +85,53 @@ def empty_like_layout(tensor: Tensor, last_dim: int) -> Tensor:
     dense = tensor.new_empty([shape[d] for d in order])
     inverse = [order.index(d) for d in range(tensor.dim())]
     return dense.permute(inverse)
+
+
+class DecodeCall(NamedTuple):
+    """Tensors and scalars of one step of decoding, in the order of fused_attention::decode.
+
+    The caches [rows, Hkv, capacity, D] and [rows, Hkv, capacity, Dv] are written to if there is a
+    new key; with a block_table they are [pages, Hkv, page_size, D] and Dv. Every tensor's last
+    dimension is contiguous; the integer tensors are contiguous int32.
+    """
+
+    query: Tensor  # [B, Hq, Lq, D]
+    key_cache: Tensor
+    value_cache: Tensor
+    key: Tensor | None  # [B, Hkv, new, D], stored behind the cached keys
+    value: Tensor | None  # [B, Hkv, new, Dv]
+    cache_lengths: Tensor  # [B], without the new keys
+    cache_batch: Tensor | None  # [B], row of a contiguous cache
+    cache_starts: Tensor | None  # [B], the first key that exists
+    block_table: Tensor | None  # [B, pages of a sequence]
+    rotary_cos: Tensor | None  # [positions, rotary_dim / 2], query's dtype or fp32, contiguous
+    rotary_sin: Tensor | None
+    alibi_slopes: Tensor | None  # fp32 [Hq] or [B, Hq]
+    sinks: Tensor | None  # [Hq], fp32 (fp64 for fp64)
+    scale: float
+    softcap: float  # 0: none
+    left: int
+    right: int
+    rotary_interleaved: bool
+    splits: int  # 0: the backend decides
+    batch_invariant: bool
+
+    @property
+    def len_new(self) -> int:
+        return 0 if self.key is None else self.key.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        """How many keys a sequence may have."""
+        rows = self.key_cache.shape[2]
+        return rows if self.block_table is None else rows * self.block_table.shape[1]
+
+    def empty_out(self) -> Tensor:
+        """Unwritten output: the query's dtype and dimension order, the value's last dimension."""
+        return empty_like_layout(self.query, self.value_cache.shape[-1])
+
+    def empty_lse(self) -> Tensor:
+        """Unwritten log-sum-exp [B, Hq, Lq]."""
+        wide = self.query.dtype == torch.float64
+        dtype = torch.float64 if wide else torch.float32
+        return self.query.new_empty(self.query.shape[:-1], dtype=dtype)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fused_attention import _ext
-from fused_attention.backends.call import Call, Gradients
+from fused_attention.backends.call import Call, DecodeCall, Gradients
 
 if TYPE_CHECKING:
+    from fused_attention.decode_problem import DecodeProblem
     from fused_attention.problem import Problem
 
 NAME = "cpu"
@@ -18,7 +19,7 @@ MAX_HEAD_DIM = 512
 ROW_ALIGN = 16  # csrc/cpu/tiles.h: rows read as vectors are padded to whole vectors
 
 
-def why_not(problem: Problem) -> list[str]:
+def why_not(problem: Problem | DecodeProblem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
     reasons = []
     unavailable = _ext.cpu_unavailable()
@@ -73,6 +74,17 @@ def backward(
     )
     grad_sinks = None if call.sinks is None else _sink_gradient(call, lse, delta)
     return Gradients(grad_query, grad_key, grad_value, grad_bias, grad_sinks)
+
+
+decode_why_not = why_not
+
+
+def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
+    """(out, lse) of one step of decoding; see DecodeCall for shapes."""
+    isa = _ext.cpu_isa()  # first of all: this loads the operators
+    out, lse = call.empty_out(), call.empty_lse()
+    torch.ops.fused_attention.cpu_decode(*call, isa, out, lse)
+    return out, lse
 
 
 def _arguments(call: Call) -> tuple[object, ...]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fused_attention.backends.call import Call, Gradients
+from fused_attention.backends.call import Call, DecodeCall, Gradients
+from fused_attention.decode_reference import decode_reference
+from fused_attention.masks import Band
 from fused_attention.reference import (
     AttentionGradients,
     attention_backward_reference,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from fused_attention.decode_problem import DecodeProblem
     from fused_attention.problem import Problem
 
 NAME = "reference"
@@ -71,6 +74,21 @@ def differentiable_backward(
     return attention_backward_reference(
         grad_out, grad_lse, call.query, call.key, call.value, *results, **_keywords(call)
     )
+
+
+def decode_why_not(problem: DecodeProblem) -> list[str]:
+    """Nothing, as `why_not`."""
+    return []
+
+
+def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
+    """out and lse of one step of decoding; stores the new keys and values."""
+    fields = call._asdict()
+    for name in ("left", "right", "splits", "batch_invariant"):
+        del fields[name]
+    with without_autocast(call.query):
+        out, lse = decode_reference(band=Band(call.left, call.right), **fields)
+    return call.empty_out().copy_(out), call.empty_lse().copy_(lse)
 
 
 def _laid_out(grad: Tensor, tensor: Tensor | None) -> Tensor:

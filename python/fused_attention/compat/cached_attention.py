@@ -14,6 +14,7 @@ from fused_attention.compat.conventions import (
     last_contiguous,
     wrong_shape,
 )
+from fused_attention.compat.decode_step import decode_step
 from fused_attention.compat.kv_cache import (
     Cache,
     Lengths,
@@ -90,6 +91,10 @@ def attend_to_cache(
         out like queries.tensor; lse [batch, heads, seqlen], packed [heads, total].
     """
     _check(queries, cache, new, rotary)
+    if not attention_chunk:
+        decoded = decode_step(queries, cache, new, rotary, options)
+        if decoded is not None:
+            return decoded
     numbers = read_lengths(cache, cache.lengths)
     lengths = one_length(cache.lengths, numbers)
     if new is not None and lengths is not None:

@@ -134,7 +134,7 @@ def cached_rows(
     """
     if cache.table is not None:
         table = cache.table[:batch] if cache.batch_idx is None else cache.table[cache.batch_idx]
-        pages = _pages(cache, table, lengths, most)
+        pages = check_pages(cache, table, lengths, most)
         key, value = cache.key[pages].flatten(1, 2), cache.value[pages].flatten(1, 2)
     elif cache.batch_idx is not None:
         key = cache.key[:, :most][cache.batch_idx]
@@ -148,8 +148,12 @@ def cached_rows(
     return key, value
 
 
-def _pages(cache: Cache, table: Tensor, lengths: Lengths, most: int) -> Tensor:
-    """The pages [batch, n] that hold `most` tokens; page 0 where a sequence is shorter."""
+def check_pages(cache: Cache, table: Tensor, lengths: Lengths, most: int) -> Tensor:
+    """The pages [batch, n] that hold `most` tokens; page 0 where a sequence is shorter.
+
+    Raises:
+        ValueError: a page that is in use does not exist.
+    """
     page_size = cache.key.shape[1]
     table = table[:, : -(-most // page_size)]
     if isinstance(lengths, Tensor):

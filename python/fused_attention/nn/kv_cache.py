@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from fused_attention import log
+from fused_attention.decoding import attention_with_kv_cache
+from fused_attention.masks import Band
 
 
 class KVCache:
@@ -59,6 +65,35 @@ class KVCache:
         self.value[:, :, self.length : end] = value
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, band: Band) -> Tensor:
+        """Store the next tokens and attend to all that the cache then holds, in one step.
+
+        Args:
+            query: [batch, query heads, length, head_dim].
+            key: [batch, heads, new tokens, head_dim].
+            value: the same shape.
+            band: with offset None: its diagonal ends at the last query and the last token.
+
+        Returns:
+            out, like query.
+
+        Raises:
+            ValueError, RuntimeError: as `append`.
+        """
+        end = self.length + key.shape[2]
+        self._check(key, value, end)
+        options: dict[str, Any] = {
+            "key": key,
+            "value": value,
+            "cache_lengths": self.length,
+            "band": band,
+        }
+        if log.enabled:
+            log.decoded("nn.KVCache", query, self.key, self.value, **options)
+        out: Tensor = attention_with_kv_cache(query, self.key, self.value, **options)
+        self.length = end
+        return out
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens; `crop(0)` empties the cache.

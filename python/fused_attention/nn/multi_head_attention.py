@@ -20,6 +20,8 @@ from fused_attention.nn.multi_head import (
 )
 from fused_attention.nn.rotary import Rotary
 
+FULL = Band.full()
+PREFILL = 16  # queries from which on a cache is better read by `attention`
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
@@ -194,6 +196,11 @@ class MultiHeadAttention(nn.Module):
             q, k = _rotated(self.rotary, q, k, positions, start)
         elif positions is not None:
             raise ValueError("positions: need a module with rotary, got one without")
+        masks = (attn_mask, key_padding_mask, kv_lengths)
+        plain = not is_causal and all(mask is None for mask in masks)
+        if cache is not None and plain and not need_weights and self._decodes(q):
+            out = self.out_proj(join_heads(cache.attend(q, k, v, self.band or FULL), batch_first))
+            return (out if batched else out[0]), None
         if cache is not None:
             k, v = cache.append(k, v)
         scores = (*q.shape[:3], k.shape[2])
@@ -227,6 +234,14 @@ class MultiHeadAttention(nn.Module):
         if not batched:
             out, weights = out[0], None if weights is None else weights[0]
         return out, weights
+
+    def _decodes(self, query: Tensor) -> bool:
+        """Whether these queries to a cache are a step of decoding, and nothing but one."""
+        extras = self.bias_k is not None or self.add_zero_attn
+        dropped = self.training and self.dropout > 0
+        fixed = self.band is not None and self.band.offset is not None
+        recorded = torch.is_grad_enabled() and query.requires_grad
+        return query.shape[2] < PREFILL and not (extras or dropped or fixed or recorded)
 
     def extra_repr(self) -> str:
         parts = [f"{self.embed_dim}, {self.num_heads}"]
