@@ -72,6 +72,37 @@ struct BackwardParams {
   Operand key_sum, value_sum;
 };
 
+// One step of decoding: few queries per sequence against a cache that grows in place.
+struct DecodeParams {
+  // query [B, Hq, Lq, D], out, lse, sinks, alibi, softcap and band are those of one attention; each
+  // row has its own diagonal (bottom-right of its length after the append), which band.offset is
+  // relative to. key and value are the caches: contiguous, Operand.batch steps cache rows; paged,
+  // Operand.batch steps pages and Operand.row the rows of a page. len_k: the longest cache that
+  // fits.
+  AttentionParams attention;
+  const int32_t* cache_lengths = nullptr;  // [B] keys in the cache before this call
+  const int32_t* cache_batch = nullptr;    // [B] row of a contiguous cache; nullptr: b
+  const int32_t* cache_starts = nullptr;   // [B] first valid key (left padding); nullptr: 0
+  const int32_t* block_table = nullptr;    // [B, max_pages] page numbers; nullptr: contiguous
+  int64_t block_table_row = 0, page_size = 0;
+  // [B, Hkv, len_new, *], appended at cache_lengths before attending; data nullptr: nothing.
+  Operand new_key, new_value;
+  int64_t len_new = 0;
+  // [positions, rotary_dim / 2] in rotary_dtype; rotates query and new keys at cache_lengths[b] +
+  // i.
+  const void* rotary_cos = nullptr;
+  const void* rotary_sin = nullptr;
+  DType rotary_dtype = DType::FLOAT32;
+  int64_t rotary_dim = 0;
+  bool rotary_interleaved = false;
+  int64_t splits = 0;  // parts of the keys that are worked on at once; 0: the launch decides
+  // The size of a part depends on the position of its keys alone, so that a row's result does not
+  // depend on what else is in the batch.
+  bool batch_invariant = false;
+  void* workspace = nullptr;  // partial out and lse, decode_workspace_bytes(params) of them
+  int64_t workspace_bytes = 0;
+};
+
 // Where batch b's rows lie and how far they reach.
 struct Sequence {
   int64_t q_start = 0, k_start = 0;  // first row in a packed tensor
@@ -79,7 +110,7 @@ struct Sequence {
   Band band;
 };
 
-inline Sequence sequence_of(const AttentionParams& params, int64_t b) {
+FUSED_ATTENTION_HOST_DEVICE inline Sequence sequence_of(const AttentionParams& params, int64_t b) {
   Sequence seq;
   seq.len_q = params.len_q;
   seq.len_k = params.len_k;
