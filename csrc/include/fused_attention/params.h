@@ -74,11 +74,10 @@ struct BackwardParams {
 
 // One step of decoding: few queries per sequence against a cache that grows in place.
 struct DecodeParams {
-  // query [B, Hq, Lq, D], out, lse, sinks, alibi, softcap and band are those of one attention; each
-  // row has its own diagonal (bottom-right of its length after the append), which band.offset is
-  // relative to. key and value are the caches: contiguous, Operand.batch steps cache rows; paged,
-  // Operand.batch steps pages and Operand.row the rows of a page. len_k: the longest cache that
-  // fits.
+  // query [B, Hq, Lq, D], out, lse, sinks, alibi, softcap and band are those of one attention, but
+  // band.offset: the diagonal of each row is the bottom right of its length after the append. key
+  // and value are the caches: contiguous, Operand.batch steps cache rows; paged, it steps pages and
+  // Operand.row the rows of a page. len_k: the longest cache that fits.
   AttentionParams attention;
   const int32_t* cache_lengths = nullptr;  // [B] keys in the cache before this call
   const int32_t* cache_batch = nullptr;    // [B] row of a contiguous cache; nullptr: b

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from fused_attention.backends import cpu, reference
+from fused_attention.backends import cpu, cuda_sm80, reference
 from fused_attention.backends.call import Call, Gradients
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Gradients, query's, key's and value's laid out by `empty_like_layout`."""
 
 
-ORDER: tuple[Backend, ...] = (cpu, reference)
+ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, reference)
 _BY_NAME = {backend.NAME: backend for backend in ORDER}
 
 

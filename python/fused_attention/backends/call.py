@@ -85,3 +85,13 @@ def empty_like_layout(tensor: Tensor, last_dim: int) -> Tensor:
     dense = tensor.new_empty([shape[d] for d in order])
     inverse = [order.index(d) for d in range(tensor.dim())]
     return dense.permute(inverse)
+
+
+def sink_gradient(call: Call, lse: Tensor, delta: Tensor) -> Tensor:
+    """-sum over rows of P(sink) * delta: a sink is a key whose value is 0."""
+    sinks = call.sinks
+    assert sinks is not None
+    shape = (-1, 1) if call.packed else (1, -1, 1)
+    weight = torch.exp(sinks.view(shape) - lse)
+    weight = torch.where(lse == -torch.inf, 0.0, weight)  # no key and a sink of -inf
+    return -(weight * delta).sum(dim=1 if call.packed else (0, 2))
