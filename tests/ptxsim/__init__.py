@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from .errors import (
-    BarrierMisuse,
-    DataRace,
-    Deadlock,
-    MemoryFault,
+    AccessError,
+    BarrierError,
+    DeadlockError,
+    RaceError,
     SimulationError,
-    UnknownInstruction,
+    UnknownInstructionError,
 )
 from .launch import Report, launch
 from .memory import GlobalMemory
 
 __all__ = [
-    "BarrierMisuse",
-    "DataRace",
-    "Deadlock",
+    "BarrierError",
+    "RaceError",
+    "DeadlockError",
     "GlobalMemory",
-    "MemoryFault",
+    "AccessError",
     "Report",
     "SimulationError",
-    "UnknownInstruction",
+    "UnknownInstructionError",
     "launch",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DataRace, MemoryFault
+from .errors import AccessError, RaceError
 from .memory import LOCAL_BASE, PARAM_BASE, SHARED_BASE, parameter_bytes
 from .registers import LANES, Gang
 
@@ -30,7 +30,7 @@ def spaces(gang: Gang, address: np.ndarray) -> list[tuple[str, Gang, np.ndarray]
             part = gang.full_mask & (address >= base) & (address < end)
             found.append((space, gang.narrowed(part), address - base))
     if not found:
-        raise MemoryFault(f"address {hex(int(used[0]))} lies in no memory")
+        raise AccessError(f"address {hex(int(used[0]))} lies in no memory")
     return found
 
 
@@ -74,7 +74,7 @@ def load(
             wave.banks.count(wave, gang, address, size)
     elif space == "local":
         if not wave.local.written[offset[:, None] + np.arange(size)].all():
-            raise MemoryFault("uninitialised: a read of local memory that nothing was written to")
+            raise AccessError("uninitialised: a read of local memory that nothing was written to")
     if offset.size and (offset % size).any():
         return memory[offset[:, None] + np.arange(size)].view(dtype)
     return memory.view(dtype).reshape(-1, parts)[offset // size]
@@ -92,7 +92,7 @@ def store(
     parts = values.shape[1]
     size = values.dtype.itemsize * parts
     if space == "param":
-        raise MemoryFault("a store to the parameters of the kernel")
+        raise AccessError("a store to the parameters of the kernel")
     rows, lanes, offset, memory = _place(wave, gang, space, address, size)
     cells = memory.view(values.dtype).reshape(-1, parts)
     index = offset // size
@@ -110,7 +110,7 @@ def store(
     clash = (raw[index] != bits).any(1)
     if clash.any() and not atomic:
         thread = int(np.nonzero(clash)[0][0])
-        raise DataRace(
+        raise RaceError(
             f"two threads write different values to {space} "
             f"{wave.describe_offset(shadow, int(offset[thread]))} at once; one of them is "
             f"{wave.describe_thread(int(rows[thread]), int(lanes[thread]))}"
@@ -132,7 +132,7 @@ def update(
     size = np.dtype(dtype).itemsize
     rows, lanes, offset, memory = _place(wave, gang, space, address, size)
     if space not in ("global", "shared"):
-        raise MemoryFault(f"an atomic on {space} memory")
+        raise AccessError(f"an atomic on {space} memory")
     shadow = _shadow(wave, space)
     touched = shadow.granules(offset, size)
     shadow.read(wave, rows, lanes, touched, atomic=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import BarrierMisuse
+from .errors import BarrierError
 from .registers import LANES, Gang
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class NamedBarriers:
             number = int(numbers[at])
             count = None if counts is None else int(counts[at])
             if not 0 <= number < 16:
-                raise BarrierMisuse(f"barrier {number} does not exist")
+                raise BarrierError(f"barrier {number} does not exist")
             if count is not None and (count % LANES or not count):
-                raise BarrierMisuse(f"barrier {number}: {count} threads are no whole warps")
+                raise BarrierError(f"barrier {number}: {count} threads are no whole warps")
             key = (row % wave.blocks, number)
             meeting = self.meetings.setdefault(key, _Meeting(count))
             if meeting.expected != count:
-                raise BarrierMisuse(
+                raise BarrierError(
                     f"barrier {number}: {count} threads expected here, {meeting.expected} by others"
                 )
             meeting.arrived.append(row)
@@ -63,11 +63,9 @@ class NamedBarriers:
                 meeting.waiting.append(row)
             if vote is not None:
                 meeting.votes.append(vote[0][at][gang.full_mask[at]])
-                meeting.answers.append(
-                    Gang.of(gang.rows[at : at + 1], gang.full_mask[at : at + 1])
-                )
+                meeting.answers.append(Gang.of(gang.rows[at : at + 1], gang.full_mask[at : at + 1]))
             if count is not None and len(meeting.arrived) * LANES > count:
-                raise BarrierMisuse(f"barrier {number}: more arrivals than {count} threads")
+                raise BarrierError(f"barrier {number}: more arrivals than {count} threads")
         blocks = np.unique(gang.rows % wave.blocks).tolist()
         for key in [k for k in self.meetings if k[0] in blocks]:
             self.finish(key, vote[1] if vote else None)
@@ -94,7 +92,7 @@ class NamedBarriers:
             block = np.arange(key[0], wave.rows, wave.blocks)
             expected = int(wave.alive(block).any(1).sum())
             if len(set(meeting.arrived)) < len(meeting.arrived):
-                raise BarrierMisuse(f"barrier {key[1]}: a warp arrived twice")
+                raise BarrierError(f"barrier {key[1]}: a warp arrived twice")
         else:
             expected = meeting.expected // LANES
         if len(meeting.arrived) < expected:
@@ -141,7 +139,7 @@ class MemoryBarriers:
 
     def init(self, block: int, address: int, count: int) -> None:
         if not 0 < count < 1 << 20:
-            raise BarrierMisuse(f"mbarrier at {address}: a count of {count}")
+            raise BarrierError(f"mbarrier at {address}: a count of {count}")
         self.table[block, address] = MemoryBarrier(count, count, self.wave.clocks.agents)
 
     def invalidate(self, block: int, address: int) -> None:
@@ -151,7 +149,7 @@ class MemoryBarriers:
     def at(self, block: int, address: int) -> MemoryBarrier:
         found = self.table.get((block, address))
         if found is None:
-            raise BarrierMisuse(f"there is no mbarrier at shared address {address}")
+            raise BarrierError(f"there is no mbarrier at shared address {address}")
         return found
 
     def arrive(
@@ -163,7 +161,7 @@ class MemoryBarriers:
         barrier.fenced = np.maximum(barrier.fenced, fenced)
         barrier.pending -= count
         if barrier.pending < 0:
-            raise BarrierMisuse(
+            raise BarrierError(
                 f"mbarrier at {address}: more than {barrier.count} arrivals in phase {barrier.phase}"
             )
         self.advance(block, address)

@@ -1,10 +1,10 @@
 """Vector clocks: which accesses of which warp are ordered before what a warp does now.
 
-Agents are the resident warps (rows), behind them one asynchronous engine a block, and the blocks that
-have left already, as one. `seen[r, a]`
-is the latest clock of agent a whose accesses are ordered before those of warp r now; `fenced[r, a]`
-the latest whose generic writes the asynchronous proxy may read as well. A warp's own lanes are
-unordered since its last warp-wide synchronisation: seen[r, r] is the clock of that.
+Agents are the resident warps (rows), behind them one asynchronous engine a block, and the blocks
+that have left already, as one. `seen[r, a]` is the latest clock of agent a whose accesses are
+ordered before those of warp r now; `fenced[r, a]` the latest whose generic writes the asynchronous
+proxy may read as well. A warp's own lanes are unordered since its last warp-wide synchronisation:
+seen[r, r] is the clock of that.
 """
 
 from __future__ import annotations
@@ -51,12 +51,7 @@ class Clocks:
         self.fenced[rows, rows] = self.now[rows]
         self.now[rows] += 1
 
-    def engine_step(self, block: int, row: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """A new clock of a block's engine, and what its write publishes with it."""
+    def engine_step(self, block: int) -> tuple[int, int]:
+        """A new clock of a block's engine, and the engine's number among the agents."""
         self.engine[block] += 1
-        agent = self.rows + block
-        seen = self.seen[row].copy()
-        seen[row] = self.now[row]
-        seen[agent] = self.engine[block]
-        self.now[row] += 1
-        return int(self.engine[block]), seen, self.fenced[row].copy()
+        return int(self.engine[block]), self.rows + block

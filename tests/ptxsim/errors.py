@@ -9,31 +9,31 @@ class SimulationError(Exception):
     kind = "error"
 
 
-class MemoryFault(SimulationError):
+class AccessError(SimulationError):
     """An access outside every buffer, a misaligned one, or a read of what nobody wrote."""
 
     kind = "memory"
 
 
-class DataRace(SimulationError):
+class RaceError(SimulationError):
     """Two unordered accesses to one location, or an access during an asynchronous copy."""
 
     kind = "race"
 
 
-class BarrierMisuse(SimulationError):
+class BarrierError(SimulationError):
     """A wrong count, a divergent collective, too many arrivals, an uninitialised mbarrier."""
 
     kind = "barrier"
 
 
-class Deadlock(SimulationError):
+class DeadlockError(SimulationError):
     """No warp can go on; the message lists where every one of them stands."""
 
     kind = "deadlock"
 
 
-class UnknownInstruction(SimulationError):
+class UnknownInstructionError(SimulationError):
     """An instruction or a form of it that the emulator does not execute."""
 
     kind = "unknown"

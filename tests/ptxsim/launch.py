@@ -22,7 +22,7 @@ from .wave import DONE, Wave
 
 @dataclass
 class Report:
-    """What a launch did: warp instructions, steps of gangs, bank conflicts if they were asked for."""
+    """What a launch did: warp instructions, steps of gangs, bank conflicts if asked for."""
 
     instructions: int = 0
     steps: int = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import MemoryFault
+from .errors import AccessError
 
 GLOBAL_BASE = 1 << 33
 PARAM_BASE = 1 << 41
@@ -60,7 +60,7 @@ class GlobalMemory:
             outside = ~(self.valid[start] & self.valid[start + size - 1])
         if outside.any():
             worst = int(address[outside][0])
-            raise MemoryFault(
+            raise AccessError(
                 f"{size} bytes at global address {hex(worst)} are outside of every buffer"
                 f"{self.nearest(worst)} ({int(outside.sum())} threads)"
             )
@@ -80,7 +80,7 @@ class GlobalMemory:
 def check_alignment(offset: np.ndarray, align: int, space: str) -> None:
     if (offset & (align - 1)).any():
         worst = int(offset[(offset & (align - 1)) != 0][0])
-        raise MemoryFault(f"misaligned: {space} offset {worst} is no multiple of {align} bytes")
+        raise AccessError(f"misaligned: {space} offset {worst} is no multiple of {align} bytes")
 
 
 class SharedMemory:
@@ -97,7 +97,7 @@ class SharedMemory:
         """Offsets of accesses of `size` bytes into `bytes`."""
         if ((address < 0) | (address + size > self.size)).any():
             bad = address[(address < 0) | (address + size > self.size)]
-            raise MemoryFault(
+            raise AccessError(
                 f"{size} bytes at shared address {int(bad[0])} of {self.size} ({len(bad)} threads)"
             )
         check_alignment(address, align or size, "shared")
@@ -114,7 +114,7 @@ class LocalMemory:
 
     def offsets(self, address: np.ndarray, thread: np.ndarray, size: int) -> np.ndarray:
         if ((address < 0) | (address + size > self.size)).any():
-            raise MemoryFault(f"{size} bytes outside of the {self.size} bytes of local memory")
+            raise AccessError(f"{size} bytes outside of the {self.size} bytes of local memory")
         check_alignment(address, size, "local")
         return address + thread * self.size
 
@@ -122,5 +122,5 @@ class LocalMemory:
 def parameter_bytes(param: np.ndarray, address: np.ndarray, size: int) -> np.ndarray:
     """Offsets of reads from the parameters."""
     if ((address < 0) | (address + size > param.size)).any():
-        raise MemoryFault(f"{size} bytes outside of the {param.size} bytes of parameters")
+        raise AccessError(f"{size} bytes outside of the {param.size} bytes of parameters")
     return address

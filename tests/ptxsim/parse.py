@@ -7,7 +7,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from .errors import UnknownInstruction
+from .errors import UnknownInstructionError
 
 TYPE_BYTES = {"pred": 1, "b128": 16} | {
     f"{kind}{bits}": bits // 8 for kind in "bsuf" for bits in (8, 16, 32, 64)
@@ -108,7 +108,7 @@ def _initial_bytes(kind: str, value: str | None) -> bytes:
         elif kind in ("f32", "f64"):
             out += struct.pack("<f" if size == 4 else "<d", float(item))
         else:
-            raise UnknownInstruction(f"a variable that begins with the address {item}")
+            raise UnknownInstructionError(f"a variable that begins with the address {item}")
     return out
 
 
@@ -133,7 +133,7 @@ def _parameters(text: str | None) -> list[Variable]:
             re.DOTALL,
         )
         if not match:
-            raise UnknownInstruction(f"parameter {item}")
+            raise UnknownInstructionError(f"parameter {item}")
         size = int(match[5]) if match[5] else TYPE_BYTES[match[2]]
         found.append(Variable(match[4], "param", size, int(match[1] or size)))
     return found
@@ -162,7 +162,7 @@ class _Body:
         while True:
             match = _STATEMENT.match(self.text, position)
             if not match:
-                raise UnknownInstruction(f"line {self.line_of(position)}: no statement")
+                raise UnknownInstructionError(f"line {self.line_of(position)}: no statement")
             position = match.end()
             kind = match.lastgroup
             if kind == "open":
@@ -232,7 +232,7 @@ class _Body:
     def declare_variable(self, text: str) -> None:
         match = _VARIABLE.match(text)
         if not match:
-            raise UnknownInstruction(text)
+            raise UnknownInstructionError(text)
         variable = _variable(match)
         variable.name = self.declare(variable.name)
         self.kernel.variables[variable.name] = variable
@@ -242,7 +242,7 @@ class _Body:
         line = self.line_of(position)
         match = re.match(r"(?:@(!?)\s*([%\w$]+)\s+)?([\w.:]+)\s*(.*)", text, re.DOTALL)
         if not match:
-            raise UnknownInstruction(f"PTX line {line}: {text}")
+            raise UnknownInstructionError(f"PTX line {line}: {text}")
         operands = split_operands(match[4])
         guard = self.resolve(match[2]) if match[2] else None
         parts = tuple(part for part in re.split(r"\.", match[3]) if part)
@@ -267,7 +267,7 @@ class _Body:
                 return scope[name]
         if name in self.labels:
             return name
-        raise UnknownInstruction(f"label {name} is nowhere")
+        raise UnknownInstructionError(f"label {name} is nowhere")
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import instructions
-from .errors import UnknownInstruction
+from .errors import UnknownInstructionError
 from .memory import GlobalMemory
 from .parse import TYPE_BYTES, Instruction, Kernel
 from .registers import Operands, Read
@@ -97,7 +97,7 @@ class Program:
         """The step of an instruction, compiled at its first execution."""
         found = self.kernel.instructions[pc] if pc < len(self.kernel.instructions) else None
         if found is None:
-            raise UnknownInstruction("the kernel runs past its last instruction")
+            raise UnknownInstructionError("the kernel runs past its last instruction")
         guard = self.operands.read(found.guard, "pred") if found.guard else None
         if found.name == "bra":
             step = Step(None, guard, found.negated, True, found.target)
@@ -109,14 +109,15 @@ class Program:
     def compile(self, found: Instruction) -> Any:
         compiler = instructions.TABLE.get(found.name)
         if compiler is None:
-            raise UnknownInstruction(f"unknown instruction at {found.where()}")
+            raise UnknownInstructionError(f"unknown instruction at {found.where()}")
+        self.operands.moves = found.name == "mov"
         try:
             return compiler(self.operands, found)
-        except UnknownInstruction as error:
-            raise UnknownInstruction(f"{error} at {found.where()}") from None
+        except UnknownInstructionError as error:
+            raise UnknownInstructionError(f"{error} at {found.where()}") from None
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             message = f"unknown form of an instruction ({error!r}) at {found.where()}"
-            raise UnknownInstruction(message) from error
+            raise UnknownInstructionError(message) from error
 
 
 def _asynchronous_registers(kernel: Kernel) -> set[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import MemoryFault, UnknownInstruction
+from .errors import AccessError, UnknownInstructionError
 from .parse import TYPE_BYTES, Kernel
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Unwritten:
         self.name = name
 
     def __getitem__(self, index: Any) -> Any:
-        raise MemoryFault(f"register {self.name} is read, but nothing was written to it")
+        raise AccessError(f"register {self.name} is read, but nothing was written to it")
 
 
 def storage(type_: str) -> Any:
@@ -141,7 +141,7 @@ def _immediate(text: str, type_: str) -> Any:
     except ValueError:
         if re.match(r"-?[\d.]+(e[-+]?\d+)?$", text) and dtype.kind == "f":
             return dtype.type(float(text))
-        raise UnknownInstruction(f"operand {text}") from None
+        raise UnknownInstructionError(f"operand {text}") from None
     if type_ == "pred":
         return np.bool_(number != 0)
     if dtype.kind == "f":
@@ -159,6 +159,7 @@ class Operands:
         self.number = {name: n for n, name in enumerate(kernel.registers)}
         self.symbols, self.params = symbols, params
         self.accumulators: set[str] = set()
+        self.moves = False  # a mov: compilers put those anywhere, wgmma.fence or not
 
     def read(self, operand: str, type_: str) -> Read:
         """A function that gives the operand as `type_`, of a shape that broadcasts to a gang."""
@@ -190,7 +191,7 @@ class Operands:
         if have.itemsize == want.itemsize and "pred" not in (held, type_):
             return lambda wave, gang: wave.registers[number][gang.index].view(want)
         if "pred" in (held, type_):
-            raise UnknownInstruction(f"{name} ({held}) read as {type_}")
+            raise UnknownInstructionError(f"{name} ({held}) read as {type_}")
         whole, part = _UNSIGNED[have.itemsize], _UNSIGNED[want.itemsize]
         return lambda wave, gang: (
             wave.registers[number][gang.index].view(whole).astype(part).view(want)
@@ -214,14 +215,17 @@ class Operands:
         number, held = self.number[operand], self.types[operand]
         have, given = np.dtype(storage(held)), np.dtype(DTYPES[type_])
         rows_of = poison
-        guarded = operand in self.accumulators
+        guarded, moves = operand in self.accumulators, self.moves
 
         def write(wave: Wave, gang: Gang, value: Any) -> None:
             array = wave.registers[number]
             if array.__class__ is Unwritten:
                 array = wave.registers[number] = rows_of(held, wave.rows)
-            if guarded and wave.wgmma_pending:
-                wave.check_accumulator(gang, number, operand)
+            if guarded:
+                if not moves:
+                    wave.matrix.note_write(gang, number)
+                if wave.wgmma_pending:
+                    wave.check_accumulator(gang, number, operand)
             if value.dtype != have:
                 value = _fit(value, have, given)
             if gang.mask is None:
@@ -235,11 +239,31 @@ class Operands:
 
         return write
 
+    def raw_read(self, operand: str, type_: str) -> Read:
+        """The same for the asynchronous product itself, which orders its own accesses."""
+        number, want = self.number[operand], np.dtype(DTYPES[type_])
+
+        def read(wave: Wave, gang: Gang) -> Any:
+            return wave.registers[number][gang.index].view(want)
+
+        return read
+
+    def raw_write(self, operand: str) -> Write:
+        number, held = self.number[operand], self.types[operand]
+        have = np.dtype(storage(held))
+
+        def write(wave: Wave, gang: Gang, value: Any) -> None:
+            if wave.registers[number].__class__ is Unwritten:
+                wave.registers[number] = poison(held, wave.rows)
+            wave.registers[number][gang.index] = value.view(have)
+
+        return write
+
     def address(self, operand: str) -> tuple[Read, int]:
         """[base + offset] as a function that gives int64 bases, and the offset."""
         match = re.match(r"\[\s*([%\w$@.]+)\s*(?:\+\s*(-?\w+))?\s*\]$", operand.strip())
         if not match:
-            raise UnknownInstruction(f"address {operand}")
+            raise UnknownInstructionError(f"address {operand}")
         base, offset = match[1], int(match[2] or "0", 0)
         wide = base not in self.number or TYPE_BYTES[self.types[base]] == 8
         read = self.read(base, "u64" if wide else "u32")
@@ -257,7 +281,7 @@ def _fit(value: Any, have: np.dtype, given: np.dtype) -> Any:
     if value.dtype.itemsize == have.itemsize:
         return value.view(have)
     if value.dtype == np.bool_ or have == np.bool_:
-        raise UnknownInstruction(f"a predicate mixed with {have}")
+        raise UnknownInstructionError(f"a predicate mixed with {have}")
     if value.dtype.kind == "f" or have.kind == "f":
         bits = value.view(_UNSIGNED[value.dtype.itemsize]).astype(_UNSIGNED[have.itemsize])
         return bits.view(have)

@@ -1,6 +1,7 @@
 """Who runs next. Without a seed: the gang at the lowest address, which lets paths meet again.
 
-With a seed the gang, how many of its warps, for how long, and when copies arrive are drawn at random.
+With a seed everything is drawn at random: the gang, how many of its warps, for how long they run, and
+when copies arrive.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import Deadlock
+from .errors import DeadlockError
 from .registers import Gang
 from .wave import DONE
 
@@ -31,7 +32,7 @@ def execute(wave: Wave, step_limit: int) -> None:
                 return
             if wave.engine.step():
                 continue
-            raise Deadlock(f"deadlock:\n{describe(wave)}")
+            raise DeadlockError(f"deadlock:\n{describe(wave)}")
         if wave.random is not None and wave.random.integers(4) == 0:
             wave.engine.step()
         pc, rows, quota = choose(wave, first, turn)
@@ -45,7 +46,7 @@ def execute(wave: Wave, step_limit: int) -> None:
         if turn:
             wave.engine.step()
         if wave.steps > step_limit:
-            raise Deadlock(f"no end after {wave.steps} steps:\n{describe(wave)}")
+            raise DeadlockError(f"no end after {wave.steps} steps:\n{describe(wave)}")
 
 
 def choose(wave: Wave, first: np.ndarray, turn: int) -> tuple[int, np.ndarray, int]:

@@ -1,8 +1,8 @@
 """Shadow memory: for every granule of a space who wrote and read it last, and whether one may look.
 
 A stamp is agent << 32 | clock of the last write. Bytes that nobody wrote, and those that an
-asynchronous copy is about to write, carry clocks that no warp has seen, so that one comparison finds
-all that is wrong with an access; only then it is looked at what it was.
+asynchronous copy is about to write, carry clocks that no warp has seen: one comparison finds all that
+is wrong with an access, and only then it is looked at what it was.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .clocks import Clocks
-from .errors import DataRace, MemoryFault
+from .errors import AccessError, RaceError
 
 if TYPE_CHECKING:
     from .wave import Wave
@@ -131,9 +131,9 @@ class Shadow:
         who = wave.describe_thread(int(rows[thread]), int(lanes[thread]))
         count = int(bad.any(1).sum())
         if clock == UNWRITTEN:
-            raise MemoryFault(f"uninitialised: {what} of {place} by {who} ({count} threads)")
+            raise AccessError(f"uninitialised: {what} of {place} by {who} ({count} threads)")
         if clock == PENDING:
-            raise DataRace(
+            raise RaceError(
                 f"{what} of {place} by {who} while an asynchronous copy into it, issued by "
                 f"{wave.describe_agent(agent)}, has not been waited for ({count} threads)"
             )
@@ -142,11 +142,11 @@ class Shadow:
             and clock <= int(self.clocks.seen[rows[thread], agent])
             or (fenced and agent == rows[thread])
         ):
-            raise DataRace(
+            raise RaceError(
                 f"no fence.proxy.async between the write of {place} by "
                 f"{wave.describe_agent(agent)} and the asynchronous {what} by {who}"
             )
-        raise DataRace(
+        raise RaceError(
             f"{what} of {place} by {who} is unordered with a write by "
             f"{wave.describe_agent(agent)} lane {int(self.lane[granule])} ({count} threads)"
         )
@@ -164,7 +164,7 @@ class Shadow:
     ) -> None:
         place = f"{self.name} {wave.describe_offset(self, granule * self.granule)}"
         state = "an asynchronous read that has not been waited for" if flying else "a read"
-        raise DataRace(
+        raise RaceError(
             f"write of {place} by {wave.describe_thread(row, lane)} is unordered with {state} by "
             f"{reader}"
         )

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .barriers import MemoryBarriers, NamedBarriers
+from .bulk import BulkEngine
 from .clocks import Clocks
-from .engine import AsyncCopies, BulkEngine, MatrixQueue
+from .cp_async import AsyncCopies
 from .errors import SimulationError
+from .matrix_queue import MatrixQueue
 from .memory import GlobalMemory, LocalMemory, SharedMemory
 from .ordering import Ordering
 from .registers import LANE, LANES, Gang, Unwritten
@@ -157,6 +159,7 @@ class Wave:
         rows, lanes = gang.flat()
         self.pc[rows, lanes] = DONE
         self.copies.leave(gang)
+        self.engine.leave(gang)
         self.barriers.after_exit(np.unique(rows % self.blocks))
         return YIELD
 
@@ -190,9 +193,9 @@ class Wave:
         if missing.any():
             row = int(np.nonzero(missing.any(1))[0][0])
             lanes = ", ".join(map(str, np.nonzero(missing[row])[0][:6]))
-            from .errors import BarrierMisuse
+            from .errors import BarrierError
 
-            raise BarrierMisuse(
+            raise BarrierError(
                 f"divergent {what}: lanes {lanes} of {self.describe_agent(int(gang.rows[row]))} "
                 "are elsewhere"
             )
@@ -240,9 +243,9 @@ class Wave:
         if name in ("%clock", "%clock64", "%globaltimer", "%globaltimer_lo"):
             return column * self.steps
         if name not in table:
-            from .errors import UnknownInstruction
+            from .errors import UnknownInstructionError
 
-            raise UnknownInstruction(f"special register {name}")
+            raise UnknownInstructionError(f"special register {name}")
         return np.asarray(table[name], np.int64)
 
     def describe_agent(self, agent: int) -> str:
@@ -263,6 +266,9 @@ class Wave:
         if shadow is self.shared_shadow:
             return f"byte {offset % self.shared.stride}"
         return f"address {hex(offset + (1 << 33))}{self.memory.nearest(offset + (1 << 33))}"
+
+    def register_name(self, number: int) -> str:
+        return list(self.program.kernel.registers)[number]
 
     def check_accumulator(self, gang: Gang, number: int, name: str) -> None:
         self.matrix.check_register(gang, number, name)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
 from . import floats
@@ -48,7 +48,7 @@ def add_like(ops: Operands, found: Instruction) -> Any:
     if not is_integer(found):
         return floats.binary_float(ops, found)
     if "cc" in found.parts or found.type not in DTYPES or "sat" in found.parts:
-        raise UnknownInstruction(f"{'.'.join(found.parts)} is not emulated")
+        raise UnknownInstructionError(f"{'.'.join(found.parts)} is not emulated")
     return binary(ops, found, found.type, _BINARY[found.name])
 
 
@@ -137,7 +137,7 @@ def sad(ops: Operands, found: Instruction) -> Any:
 def dot(ops: Operands, found: Instruction) -> Any:
     """d = c + the dot product of the bytes of a and b."""
     if found.name == "dp2a":
-        raise UnknownInstruction("dp2a is not emulated")
+        raise UnknownInstructionError("dp2a is not emulated")
     kinds = ["i1" if part == "s32" else "u1" for part in found.parts[-2:]]
     a, b = (ops.read(operand, "b32") for operand in found.operands[1:3])
     total = "s32" if "i1" in kinds else "u32"
@@ -182,7 +182,7 @@ def comparison(name: str, type_: str) -> Any:
 def setp(ops: Operands, found: Instruction) -> Any:
     type_ = found.type
     if type_ in ("f16x2", "bf16x2"):
-        raise UnknownInstruction("a comparison of packed halves")
+        raise UnknownInstructionError("a comparison of packed halves")
     compare = comparison(found.parts[1], type_)
     a, b = (floats.reader(ops, operand, type_) for operand in found.operands[1:3])
     first, *second = found.operands[0].split("|")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import access
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..halves import pack, to_bits, to_float, unpack
 from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
@@ -38,7 +38,7 @@ def _combine(operation: str, type_: str) -> Any:
     if type_ in ("f16", "bf16"):
         return lambda old, new: to_bits(plain(to_float(old, type_), to_float(new, type_)), type_)
     if type_[0] == "f" and operation in ("min", "max"):
-        raise UnknownInstruction(f"atomic {operation} of {type_}")
+        raise UnknownInstructionError(f"atomic {operation} of {type_}")
     return plain
 
 
@@ -48,7 +48,7 @@ def atom(ops: Operands, found: Instruction) -> Any:
     gives = found.name == "atom"
     target, *values = found.operands[gives : gives + 3]
     if found.type == "b128" or (len(values) > 1 and operation != "cas"):
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     type_ = found.type
     dtype = DTYPES[held(type_)]
     base, offset = ops.address(target)

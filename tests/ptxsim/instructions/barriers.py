@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BarrierMisuse, UnknownInstruction
+from ..errors import BarrierError, UnknownInstructionError
 from ..parse import Instruction
 from ..registers import LANES, Gang, Operands
 from ..wave import YIELD
@@ -25,7 +25,7 @@ def bar(ops: Operands, found: Instruction) -> Any:
         return _vote(ops, found, parts[2])
     waits = parts[1] == "sync"
     if parts[1] not in ("sync", "arrive"):
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     number = ops.read(found.operands[0], "u32")
     count = ops.read(found.operands[1], "u32") if len(found.operands) > 1 else None
 
@@ -42,7 +42,7 @@ def bar(ops: Operands, found: Instruction) -> Any:
 
 def _cluster(found: Instruction) -> Any:
     """Clusters of one block: a barrier among its own warps would do, and orders as much."""
-    raise UnknownInstruction(f"{found.text}: clusters are not emulated")
+    raise UnknownInstructionError(f"{found.text}: clusters are not emulated")
 
 
 def _warp(ops: Operands, found: Instruction) -> Any:
@@ -107,16 +107,13 @@ def _touch(wave: Any, gang: Gang, address: np.ndarray, *, creates: bool) -> None
 @instruction("mbarrier")
 def mbarrier(ops: Operands, found: Instruction) -> Any:
     name = found.parts[1]
-    if any("cluster" in part and part != "shared::cluster" for part in found.parts[2:]):
-        if "acquire" not in found.parts and "release" not in found.parts:
-            raise UnknownInstruction(found.text)
     compilers = {
         "init": _init, "inval": _inval, "arrive": _arrive, "arrive_drop": None,
         "expect_tx": _expect, "complete_tx": None, "test_wait": _wait, "try_wait": _wait,
     }  # fmt: skip
     compiler = compilers.get(name)
     if compiler is None:
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     return compiler(ops, found)
 
 
@@ -163,7 +160,7 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
     expects, no_complete = "expect_tx" in found.parts, "noComplete" in found.parts
     operands = list(found.operands)
     if no_complete or not operands[0].startswith(("_", "%", "[")):
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     state = None if operands[0].startswith("[") else operands.pop(0)
     write = ops.write(state, "b64") if state not in (None, "_") else None
     base, offset = ops.address(operands[0])
@@ -205,7 +202,7 @@ def _wait(ops: Operands, found: Instruction) -> Any:
         for at, row, _, where, lanes in _each(wave, gang, address):
             wanted = np.unique(phases[at][lanes] & phases.dtype.type(1))
             if len(wanted) > 1:
-                raise BarrierMisuse("lanes of a warp wait for different phases of one mbarrier")
+                raise BarrierError("lanes of a warp wait for different phases of one mbarrier")
             passed[at][lanes] = wave.mbarriers.passed(row, where, int(wanted[0]))
         late = gang.full_mask & ~passed
         if late.any() and tries and (wave.random is None or wave.random.integers(3) > 0):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SimulationError, UnknownInstruction
+from ..errors import SimulationError, UnknownInstructionError
 from ..parse import Instruction
 from ..registers import Gang, Operands
 from .registry import instruction
@@ -46,7 +46,7 @@ def fence(ops: Operands, found: Instruction) -> Any:
     parts = found.parts
     if "proxy" in parts:
         if not any(part.split("::")[0] in ("async", "alias", "tensormap") for part in parts):
-            raise UnknownInstruction(".".join(parts))
+            raise UnknownInstructionError(".".join(parts))
         if any(part.startswith("async") for part in parts):
             return lambda wave, gang: wave.clocks.fence_proxy(gang.rows)
         return lambda wave, gang: None
@@ -64,6 +64,6 @@ def nothing(ops: Operands, found: Instruction) -> Any:
     if found.name == "setmaxnreg":
         count = int(found.operands[0])
         if count % 8 or not 24 <= count <= 256:
-            raise UnknownInstruction(f"setmaxnreg {count}: a multiple of 8 from 24 to 256")
+            raise UnknownInstructionError(f"setmaxnreg {count}: a multiple of 8 from 24 to 256")
         return lambda wave, gang: wave.whole_warps(gang, "setmaxnreg") and None
     return lambda wave, gang: None

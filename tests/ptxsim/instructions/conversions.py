@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..halves import f32_to_bf16, f32_to_f16, pack, round_tf32, to_float, unpack
 from ..memory import LOCAL_BASE, PARAM_BASE, SHARED_BASE
 from ..parse import Instruction
@@ -34,11 +34,11 @@ def cvt(ops: Operands, found: Instruction) -> Any:
     to, source = found.parts[-2:]
     modes = set(found.parts[1:-2])
     if unknown := modes - _KNOWN - {"pack"}:
-        raise UnknownInstruction(f"cvt with {sorted(unknown)}")
+        raise UnknownInstructionError(f"cvt with {sorted(unknown)}")
     if to in ("f16x2", "bf16x2"):
         return _two_halves(ops, found, to[:-2], modes)
     if "x2" in to or "x2" in source or "pack" in modes:
-        raise UnknownInstruction(f"cvt to {to} from {source}")
+        raise UnknownInstructionError(f"cvt to {to} from {source}")
     read = _source(ops, found.operands[1], source)
     function = _conversion(to, source, modes)
     held = {"f16": "b16", "bf16": "b16", "tf32": "b32"}.get(to, to)

@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..memory import SHARED_BASE
 from ..parse import Instruction
 from ..registers import Gang, Operands
+from .bulk_copies import bulk
 from .registry import instruction
 
 
 @instruction("cp")
 def cp(ops: Operands, found: Instruction) -> Any:
-    if found.parts[1] != "async":
-        raise UnknownInstruction(found.text)
     if "bulk" in found.parts:
-        from .bulk_copies import bulk
-
         return bulk(ops, found)
+    if found.parts[1] != "async":
+        raise UnknownInstructionError(found.text)
     if "commit_group" in found.parts:
         return lambda wave, gang: wave.copies.commit(gang)
     if "wait_all" in found.parts:
@@ -38,7 +37,7 @@ def _copy(ops: Operands, found: Instruction) -> Any:
     source, source_offset = ops.address(found.operands[1])
     size = int(found.operands[2], 0)
     if size not in (4, 8, 16) or ("cg" in found.parts and size != 16):
-        raise UnknownInstruction(f"cp.async of {size} bytes")
+        raise UnknownInstructionError(f"cp.async of {size} bytes")
     used, ignored = None, None
     if len(found.operands) > 3 and "cache_hint" not in found.operands[3]:
         type_ = ops.types.get(found.operands[3])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..halves import pack, to_bits, to_float, unpack
 from ..parse import Instruction
 from ..registers import Operands, Read, Write
@@ -41,7 +41,7 @@ def finish(found: Instruction, function: Any) -> Any:
     parts = found.parts
     for part in parts[1:-1]:
         if part not in _IGNORED and part not in ("rz", "rm", "rp"):
-            raise UnknownInstruction(f".{part} of {found.name} is not emulated")
+            raise UnknownInstructionError(f".{part} of {found.name} is not emulated")
     if {"rz", "rm", "rp"} & set(parts):
         function = _directed(function, next(p for p in parts if p in ("rz", "rm", "rp")))
     if "ftz" in parts and found.type == "f32":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import access
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..parse import TYPE_BYTES, Instruction
 from ..registers import DTYPES, Gang, Operands
 from .registry import instruction
@@ -42,7 +42,7 @@ def ld(ops: Operands, found: Instruction) -> Any:
     space, type_ = space_of(found), held(found.type)
     dtype = DTYPES[type_]
     if type_ == "b128":
-        raise UnknownInstruction("128-bit registers")
+        raise UnknownInstructionError("128-bit registers")
     writes = [ops.write(name, type_) for name in ops.vector(found.operands[0])]
     parts = len(writes)
     base, offset = ops.address(found.operands[1])
@@ -90,7 +90,7 @@ def _ld_param(
 def st(ops: Operands, found: Instruction) -> Any:
     space, type_ = space_of(found), held(found.type)
     if type_ == "b128" or space in ("param", "const"):
-        raise UnknownInstruction(f"a store of {type_} to {space}")
+        raise UnknownInstructionError(f"a store of {type_} to {space}")
     reads = [ops.read(name, type_) for name in ops.vector(found.operands[1])]
     base, offset = ops.address(found.operands[0])
     order = ordering(found)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import fragments
-from ..errors import UnknownInstruction
+from ..errors import UnknownInstructionError
 from ..halves import pack, to_tf32, unpack
 from ..memory import SHARED_BASE
 from ..parse import Instruction
@@ -18,7 +18,7 @@ from .registry import instruction
 
 
 def _rows(wave: Any, gang: Gang, address: np.ndarray, count: int, writes: bool) -> np.ndarray:
-    """Offsets [warps, 8 * count] of the 16-byte rows, checked; lanes 0 .. 8 * count - 1 name them."""
+    """Offsets [warps, 8 * count] of the 16-byte rows that the first 8 * count lanes name."""
     address = gang.spread(address)[:, : 8 * count]
     address = np.where(address >= SHARED_BASE, address - SHARED_BASE, address)
     rows = np.repeat(gang.rows, 8 * count)
@@ -34,7 +34,7 @@ def _rows(wave: Any, gang: Gang, address: np.ndarray, count: int, writes: bool) 
 
 def _shape(found: Instruction) -> tuple[int, bool]:
     if not {"m8n8", "b16"} <= set(found.parts):
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     count = next(int(part[1]) for part in found.parts if part in ("x1", "x2", "x4"))
     return count, "trans" in found.parts
 
@@ -117,7 +117,7 @@ def _checked_shape(found: Instruction) -> tuple[int, str, str, str]:
     half = a in ("f16", "bf16") and k in (8, 16) and (a == "f16" or result == "f32")
     tf32 = a == "tf32" and k in (4, 8) and result == "f32"
     if not shape.startswith("m16n8k") or not floats or not (half or tf32):
-        raise UnknownInstruction(found.text)
+        raise UnknownInstructionError(found.text)
     return k, result, a, b
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BarrierMisuse, UnknownInstruction
+from ..errors import BarrierError, UnknownInstructionError
 from ..parse import Instruction
 from ..registers import DTYPES, LANE, LANES, Gang, Operands
 from .registry import instruction
@@ -21,13 +21,13 @@ def check_members(wave: Any, gang: Gang, members: Any, what: str) -> None:
     mask = gang.full_mask
     named = (gang.spread(members).astype(np.uint64) & _BIT).astype(bool)
     if (mask & ~named).any():
-        raise BarrierMisuse(f"{what}: a lane that is not in its own member mask")
+        raise BarrierError(f"{what}: a lane that is not in its own member mask")
     wanted = np.where(mask, gang.spread(members), 0).max(1).astype(np.uint64)
     absent = (wanted[:, None] & _BIT).astype(bool) & ~mask & wave.alive(gang.rows)
     absent &= mask.any(1)[:, None]
     if absent.any():
         row = int(np.nonzero(absent.any(1))[0][0])
-        raise BarrierMisuse(
+        raise BarrierError(
             f"divergent {what}: lane {int(np.nonzero(absent[row])[0][0])} of "
             f"{wave.describe_agent(int(gang.rows[row]))} is in the member mask, but elsewhere"
         )
@@ -61,7 +61,7 @@ def shfl(ops: Operands, found: Instruction) -> Any:
         if gang.mask is not None:
             there = np.take_along_axis(gang.mask, lane, 1) | ~gang.mask
             if not there.all():
-                raise BarrierMisuse("shfl.sync reads a lane that does not take part")
+                raise BarrierError("shfl.sync reads a lane that does not take part")
         write(wave, gang, np.take_along_axis(have, lane, 1))
         if inside is not None:
             inside(wave, gang, np.broadcast_to(valid, have.shape))
@@ -128,7 +128,7 @@ _REDUCE = {
 def redux(ops: Operands, found: Instruction) -> Any:
     name, type_ = found.parts[2], found.type
     if type_ == "f32":
-        raise UnknownInstruction("redux.sync of f32")
+        raise UnknownInstructionError("redux.sync of f32")
     read, members = ops.read(found.operands[1], type_), ops.read(found.operands[2], "u32")
     write = ops.write(found.operands[0], type_)
     dtype = DTYPES[type_]

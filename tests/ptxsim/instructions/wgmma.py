@@ -1,1 +1,175 @@
+"""wgmma: products of a warpgroup, A from registers or shared memory, B from shared memory."""
+
 from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import numpy as np
+
+from .. import fragments
+from ..errors import AccessError, BarrierError, UnknownInstructionError
+from ..halves import pack, to_float, to_tf32
+from ..parse import Instruction
+from ..registers import Gang, Operands
+from ..tensor_map import swizzled
+from .matrix import gather
+from .registry import instruction
+
+_SWIZZLES = (0, 128, 64, 32)
+_WARPS = 4
+
+
+@functools.cache
+def k_major(rows: int, swizzle: int, lead: int, stride: int) -> np.ndarray:
+    """[rows, 2] relative addresses of the 16-byte units of a tile whose rows go along K."""
+    row, unit = np.arange(rows)[:, None], np.arange(2)[None]
+    if not swizzle:
+        return row % 8 * 16 + row // 8 * stride + unit * lead
+    return row % 8 * swizzle + row // 8 * stride + unit * 16
+
+
+@functools.cache
+def mn_major(rows: int, depth: int, swizzle: int, lead: int, stride: int) -> np.ndarray:
+    """[rows / 8, depth] the same for a tile whose 16-byte units hold 8 rows of one k."""
+    unit, k = np.arange(rows // 8)[:, None], np.arange(depth)[None]
+    if not swizzle:
+        return unit * stride + k % 8 * 16 + k // 8 * lead
+    atom = swizzle // 16
+    return unit % atom * 16 + unit // atom * lead + k % 8 * swizzle + k // 8 * stride
+
+
+class _Tile:
+    """One operand in shared memory: `rows` along M or N, one step of K deep (32 bytes)."""
+
+    def __init__(self, kind: str, rows: int, transposed: bool) -> None:
+        self.kind, self.rows, self.transposed = kind, rows, transposed
+        self.depth = 8 if kind == "tf32" else 16
+
+    def units(self, wave: Any, gang: Gang, descriptor: np.ndarray, first_row: Any) -> np.ndarray:
+        """[warps, units] checked offsets. first_row: of the tile that starts at a descriptor."""
+        out = []
+        for at, row in enumerate(gang.rows.tolist()):
+            bits = int(descriptor[at])
+            start, lead = (bits & 0x3FFF) << 4, (bits >> 16 & 0x3FFF) << 4
+            stride, swizzle = (bits >> 32 & 0x3FFF) << 4, _SWIZZLES[bits >> 62]
+            if bits >> 49 & 7:
+                raise UnknownInstructionError("a matrix descriptor with a base offset")
+            all_rows = self.rows + int(first_row[at])
+            if self.transposed:
+                relative = mn_major(all_rows, self.depth, swizzle, lead, stride)
+                relative = relative[int(first_row[at]) // 8 :]
+            else:
+                relative = k_major(all_rows, swizzle, lead, stride)[int(first_row[at]) :]
+            address = swizzled(start + relative.reshape(-1), swizzle)
+            if address.max() + 16 > wave.shared.size:
+                raise AccessError(f"a matrix descriptor reaches byte {int(address.max()) + 16}")
+            out.append(address + row % wave.blocks * wave.shared.stride)
+        return np.stack(out)
+
+    def values(self, wave: Any, units: np.ndarray) -> np.ndarray:
+        """[tiles, rows, depth] float32."""
+        cells = wave.shared.bytes.view(np.uint32 if self.kind == "tf32" else np.uint16)
+        per_unit = 4 if self.kind == "tf32" else 8
+        raw = cells.reshape(-1, per_unit)[units // 16]
+        if self.transposed:
+            raw = raw.reshape(len(units), self.rows // 8, self.depth, 8).transpose(0, 1, 3, 2)
+        raw = np.ascontiguousarray(raw).reshape(len(units), self.rows, self.depth)
+        return to_tf32(raw) if self.kind == "tf32" else to_float(raw, self.kind)
+
+
+@instruction("wgmma")
+def wgmma(ops: Operands, found: Instruction) -> Any:
+    name = found.parts[1]
+    if name == "fence":
+        return lambda wave, gang: wave.matrix.fence(wave.whole_warps(gang, "wgmma.fence"))
+    if name == "commit_group":
+        return lambda wave, gang: wave.matrix.commit(wave.whole_warps(gang, "wgmma"))
+    if name == "wait_group":
+        newest = int(found.operands[0], 0)
+        return lambda wave, gang: wave.matrix.wait(wave.whole_warps(gang, "wgmma"), newest)
+    return _product(ops, found)
+
+
+def _uniform(gang: Gang, value: Any, what: str) -> np.ndarray:
+    value = gang.spread(value)
+    if (value != value[:, :1]).any():
+        raise BarrierError(f"wgmma: the lanes of a warp have different {what}")
+    return value[:, 0]
+
+
+def _product(ops: Operands, found: Instruction) -> Any:
+    """D = A B + D, or A B where scale-d is false; warp w of the group has rows 16 w .. 16 w + 15."""
+    shape = next(part for part in found.parts if re.match(r"m64n\d+k\d+$", part))
+    columns, depth = (int(x) for x in re.findall(r"\d+", shape)[1:])
+    result, kind, other = found.parts[-3:]
+    if kind != other or depth != {"f16": 16, "bf16": 16, "tf32": 8}.get(kind) or columns % 8:
+        raise UnknownInstructionError(found.text)
+    d_type = "b32" if result == "f16" else "f32"
+    names = ops.vector(found.operands[0])
+    reads, writes = [ops.raw_read(n, d_type) for n in names], [ops.raw_write(n) for n in names]
+    from_registers = found.operands[1].startswith("{")
+    a_names = ops.vector(found.operands[1]) if from_registers else []
+    a_reads = [ops.raw_read(n, "b32") for n in a_names]
+    a_descriptor = None if from_registers else ops.read(found.operands[1], "u64")
+    b_descriptor = ops.read(found.operands[2], "u64")
+    keep = ops.read(found.operands[3], "pred")
+    flags = [int(operand, 0) for operand in found.operands[4:]]
+    sign = flags[0] * flags[1]
+    turns = flags[2:] + [0] * (2 - len(flags[2:]))
+    b_tile = _Tile(kind, columns, bool(turns[-1] if not from_registers else flags[-1]) and
+                   len(flags) > 2)  # fmt: skip
+    a_tile = _Tile(kind, 16, bool(turns[0]) and not from_registers)
+    numbers = [ops.number[n] for n in names]
+    a_numbers = [ops.number[n] for n in a_names]
+    places = fragments.c_16(columns) if result == "f16" else fragments.c_32(columns)
+    layout = "a_32" if kind == "tf32" else "a_16"
+
+    def left(wave: Any, gang: Gang) -> np.ndarray:
+        if a_descriptor is None:
+            return gather(wave, gang, a_reads, kind, layout, depth).reshape(-1, 16, depth)
+        first = gang.rows // wave.blocks % _WARPS * 16
+        units = a_tile.units(wave, gang, _uniform(gang, a_descriptor(wave, gang), "A"), first)
+        wave.matrix.read_shared(gang, units)
+        return a_tile.values(wave, units)
+
+    def run(wave: Any, gang: Gang) -> None:
+        gang = wave.whole_warps(gang, "wgmma")
+        matrix = wave.matrix
+        for number in a_numbers:
+            matrix.check_register(gang, number, wave.register_name(number))
+        adds = _uniform(gang, keep(wave, gang), "scale-d")
+        a = left(wave, gang)
+        zeros = np.zeros(len(gang.rows), np.int64)
+        units = b_tile.units(wave, gang, _uniform(gang, b_descriptor(wave, gang), "B"), zeros)
+        matrix.read_shared(gang, units)
+        product = _multiply(wave, a, b_tile, units) * np.float32(sign)
+        matrix.use(gang, numbers + a_numbers)
+        flat = product.reshape(len(gang.rows), -1)
+        adds = adds[:, None]
+        if result == "f16":
+            old = gather(wave, gang, reads, "f16", "c_16", columns) if adds.any() else 0
+            halves = (flat + np.where(adds, old, np.float32(0)))[:, places]
+            for at, write in enumerate(writes):
+                write(wave, gang, pack(halves[:, at, 0], halves[:, at, 1], "f16"))
+            return
+        values = flat[:, places[:, 0]]
+        for at, write in enumerate(writes):
+            if adds.any():
+                old = np.where(adds, reads[at](wave, gang), np.float32(0))
+                write(wave, gang, values[:, at] + old)
+            else:
+                write(wave, gang, values[:, at])
+
+    return run
+
+
+def _multiply(wave: Any, a: np.ndarray, tile: _Tile, units: np.ndarray) -> np.ndarray:
+    """Warps of one block mostly share B: every tile is fetched once."""
+    _, first, which = np.unique(units[:, 0], return_index=True, return_inverse=True)
+    if (units == units[first][which]).all():
+        b = tile.values(wave, units[first])[which]
+    else:
+        b = tile.values(wave, units)
+    return np.matmul(a, b.transpose(0, 2, 1))
