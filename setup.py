@@ -69,9 +69,9 @@ def cpu_sources() -> list[Source]:
 
 
 def cuda_sources(archs: list[str]) -> list[Source]:
-    """The binding and each .cu file; the rooms of Hopper only where 90a is asked for."""
+    """Everything below csrc/cuda; the rooms of Hopper only where 90a is asked for."""
     portable = [arch for arch in archs if arch.isdigit()] or [archs[0].removesuffix("a")]
-    sources = [Source(CSRC / "cuda/binding.cpp", "compile", [])]
+    sources = [Source(path, "compile", []) for path in sorted((CSRC / "cuda").rglob("*.cpp"))]
     for path in sorted((CSRC / "cuda").rglob("*.cu")):
         wanted = [arch for arch in archs if arch == "90a"] if "sm90" in path.parts else portable
         if wanted:
@@ -88,12 +88,13 @@ def code_flags(archs: Iterable[str]) -> list[str]:
 
 
 def cuda_home() -> Path | None:
-    """The toolkit that has nvcc, by CUDA_HOME, PATH or its usual place."""
+    """The toolkit that has nvcc and its runtime, by CUDA_HOME, PATH or its usual place."""
     found = shutil.which("nvcc")
     candidates = [os.environ.get("CUDA_HOME"), found and Path(found).resolve().parents[1]]
-    for candidate in (*candidates, "/usr/local/cuda"):
-        if candidate and (Path(candidate) / "bin" / "nvcc").exists():
-            return Path(candidate)
+    for home in (Path(path) for path in (*candidates, "/usr/local/cuda") if path):
+        has_runtime = any((home / lib / "libcudart_static.a").exists() for lib in ("lib64", "lib"))
+        if has_runtime and (home / "bin" / "nvcc").exists():
+            return home
     return None
 
 

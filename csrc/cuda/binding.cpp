@@ -116,7 +116,7 @@ void decode(const Tensor& query, Tensor key_cache, Tensor value_cache, OptionalT
   }
   params.splits = splits;
   params.batch_invariant = batch_invariant;
-  params.workspace_bytes = fused_attention::cuda::decode_workspace_bytes(params);
+  raise_if_error(fused_attention::cuda::decode_workspace_bytes(params, &params.workspace_bytes));
   const Tensor workspace = torch::stable::new_empty(query, {params.workspace_bytes},
                                                     torch::headeronly::ScalarType::Byte);
   params.workspace = workspace.data_ptr();

@@ -11,8 +11,8 @@
 // so lengths, starts and page numbers are not looked at by the host.
 namespace fused_attention::cuda {
 
-// Scratch memory of a launch, in bytes; the caller hands it in.
-int64_t decode_workspace_bytes(const DecodeParams& params);
+// Scratch memory of a launch on the current device, in bytes; the caller hands it in.
+Status decode_workspace_bytes(const DecodeParams& params, int64_t* bytes);
 
 // Appends the new keys and values to the caches, rotated, then writes out and lse, all rows of
 // them.
