@@ -26,7 +26,7 @@ BUILD_TOOLS := "setuptools>=77" "ninja>=1.11"
 EDITABLE := $(PIP) install --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast lint format bench readme clean
+.PHONY: help setup build demo test test-fast lint format bench readme gpu clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -74,9 +74,17 @@ readme: setup ## rewrite the support matrix and the measured table of README.md
 	$(BIN)/python -m fused_attention.cli.matrix --write README.md
 	$(BIN)/python -m fused_attention.benchmarks.table --write README.md
 
+# On a machine with a GPU, with or without network; `make gpu DRY_RUN=1` shows the plan anywhere.
+SECONDS ?= 480
+OUT ?= gpu-report
+CARRY ?= build/carry
+gpu: ## everything that needs a GPU, in at most SECONDS=480; JSON and logs in OUT=gpu-report
+	@PYTHONPATH=tests $(PYTHON) -m gpu_run --seconds $(SECONDS) --out "$(OUT)" \
+		--carry "$(CARRY)" $(if $(DRY_RUN),--dry-run)
+
 clean: ## remove everything that was built, .venv too
 	rm -rf $(VENV) build python/fused_attention/lib/*.so *.egg-info python/*.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks fused-attention-demo
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks fused-attention-demo gpu-report
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .venv, torch and what a build needs. Where $(PYTHON) has a fitting torch, .venv sees its packages.

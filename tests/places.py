@@ -19,10 +19,8 @@ from attention_case import AttentionCase
 from fused_attention import _ext, explain
 from fused_attention.backends import ORDER, Backend, get
 from fused_attention.problem import Problem
-from fused_attention.support import DTYPES as ASKED_DTYPES
-from fused_attention.support import sample_problem
+from fused_attention.support import devices_of
 
-DEVICE_TYPES = ("cpu", "cuda")
 # What a drawn problem loses, in this order, where a backend refuses it.
 _SIMPLER: tuple[dict[str, Any], ...] = (
     {"dtype": torch.bfloat16},
@@ -77,10 +75,7 @@ def places(backends: Iterable[Backend] = ORDER) -> tuple[Place, ...]:
     """Every fused backend that runs here on every kind of device where it takes plain problems."""
     found: list[Place] = []
     for backend in backends:
-        for device in DEVICE_TYPES:
-            asked = (backend.why_not(sample_problem(device, dtype)) for dtype in ASKED_DTYPES)
-            if backend.NAME == "reference" or all(asked):
-                continue
+        for device in () if backend.NAME == "reference" else devices_of(backend):
             isas = _ext.available_cpu_isas() if backend.NAME == "cpu" else ("",)
             found += [Place(backend.NAME, device, isa) for isa in isas]
     return tuple(found)
