@@ -72,9 +72,8 @@ def load(
         shadow.read(wave, rows, lanes, shadow.granules(offset, size), atomic=atomic)
         if space == "shared" and wave.banks is not None:
             wave.banks.count(wave, gang, address, size)
-    elif space == "local":
-        if not wave.local.written[offset[:, None] + np.arange(size)].all():
-            raise AccessError("uninitialised: a read of local memory that nothing was written to")
+    elif space == "local" and not wave.local.written[offset[:, None] + np.arange(size)].all():
+        raise AccessError("uninitialised: a read of local memory that nothing was written to")
     if offset.size and (offset % size).any():
         return memory[offset[:, None] + np.arange(size)].view(dtype)
     return memory.view(dtype).reshape(-1, parts)[offset // size]

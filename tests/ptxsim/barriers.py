@@ -121,6 +121,7 @@ class MemoryBarrier:
     count: int
     pending: int
     agents: int
+    slot: int
     bytes: int = 0
     phase: int = 0
 
@@ -136,11 +137,15 @@ class MemoryBarriers:
     def __init__(self, wave: Wave) -> None:
         self.wave = wave
         self.table: dict[tuple[int, int], MemoryBarrier] = {}
+        self.slots: dict[int, dict[int, int]] = {}
 
     def init(self, block: int, address: int, count: int) -> None:
         if not 0 < count < 1 << 20:
             raise BarrierError(f"mbarrier at {address}: a count of {count}")
-        self.table[block, address] = MemoryBarrier(count, count, self.wave.clocks.agents)
+        slots = self.slots.setdefault(block, {})
+        slot = slots.setdefault(address, len(slots))
+        agents = self.wave.clocks.agents
+        self.table[block, address] = MemoryBarrier(count, count, agents, slot)
 
     def invalidate(self, block: int, address: int) -> None:
         self.at(block, address)
@@ -162,7 +167,7 @@ class MemoryBarriers:
         barrier.pending -= count
         if barrier.pending < 0:
             raise BarrierError(
-                f"mbarrier at {address}: more than {barrier.count} arrivals in phase {barrier.phase}"
+                f"mbarrier at {address}: over {barrier.count} arrivals in phase {barrier.phase}"
             )
         self.advance(block, address)
 

@@ -112,7 +112,8 @@ class BulkEngine:
         """The bytes arrive and are counted."""
         wave = self.wave
         wave.shared.bytes.reshape(-1, _UNIT)[tile.units // _UNIT] = data
-        clock, agent = wave.clocks.engine_step(block)
+        slot = wave.mbarriers.at(block, barrier).slot
+        clock, agent = wave.clocks.engine_step(block, slot)
         wave.shared_shadow.stamp[self.touched(tile)] = agent << 32 | clock
         seen = np.zeros(wave.clocks.agents, np.int64)
         seen[agent] = clock

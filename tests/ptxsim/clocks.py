@@ -1,10 +1,10 @@
 """Vector clocks: which accesses of which warp are ordered before what a warp does now.
 
-Agents are the resident warps (rows), behind them one asynchronous engine a block, and the blocks
-that have left already, as one. `seen[r, a]` is the latest clock of agent a whose accesses are
-ordered before those of warp r now; `fenced[r, a]` the latest whose generic writes the asynchronous
-proxy may read as well. A warp's own lanes are unordered since its last warp-wide synchronisation:
-seen[r, r] is the clock of that.
+Agents are the resident warps (rows), behind them the bulk copies of every block, those of each
+mbarrier as one, and the blocks that have left already, as one. `seen[r, a]` is the latest clock of
+agent a whose accesses are ordered before those of warp r now; `fenced[r, a]` the latest whose
+generic writes the asynchronous proxy may read as well. A warp's own lanes are unordered since its
+last warp-wide synchronisation: seen[r, r] is the clock of that.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 
 class Clocks:
-    def __init__(self, rows: int, blocks: int) -> None:
-        self.rows, self.blocks = rows, blocks
-        self.agents = rows + blocks + 1
-        self.departed = rows + blocks
+    def __init__(self, rows: int, blocks: int, slots: int) -> None:
+        self.rows, self.blocks, self.slots = rows, blocks, slots
+        self.departed = rows + blocks * slots
+        self.agents = self.departed + 1
         self.now = np.ones(rows, np.int64)
-        self.engine = np.zeros(blocks, np.int64)
+        self.engine = np.zeros(blocks * slots, np.int64)
         self.seen = np.zeros((rows, self.agents), np.int64)
         self.fenced = np.zeros((rows, self.agents), np.int64)
 
@@ -51,7 +51,8 @@ class Clocks:
         self.fenced[rows, rows] = self.now[rows]
         self.now[rows] += 1
 
-    def engine_step(self, block: int) -> tuple[int, int]:
-        """A new clock of a block's engine, and the engine's number among the agents."""
-        self.engine[block] += 1
-        return int(self.engine[block]), self.rows + block
+    def engine_step(self, block: int, slot: int) -> tuple[int, int]:
+        """A new clock of the copies that report to a block's mbarrier, and their agent."""
+        number = block * self.slots + slot % self.slots
+        self.engine[number] += 1
+        return int(self.engine[number]), self.rows + number

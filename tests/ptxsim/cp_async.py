@@ -1,7 +1,7 @@
 """cp.async: copies that a thread issues, commits in groups and waits for.
 
-The bytes move at once; that they are there may be relied on only after the wait: until then they are
-pending, and reading or writing them is an error.
+The bytes move at once, but may be relied on only after the wait: until then they are pending, and
+reading or writing them is an error.
 """
 
 from __future__ import annotations

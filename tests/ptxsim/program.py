@@ -14,6 +14,8 @@ from .memory import GlobalMemory
 from .parse import TYPE_BYTES, Instruction, Kernel
 from .registers import Operands, Read
 
+_SLOTS = 32  # mbarriers of a block whose copies are told apart
+
 
 @dataclass(slots=True)
 class Step:
@@ -47,6 +49,8 @@ class Program:
         self.dynamic_align = self._place_dynamic()
         self.shared_granule = self._granule("shared")
         self.global_granule = self._granule("global")
+        bulk = any("bulk" in found.parts for found in kernel.instructions)
+        self.bulk_slots = _SLOTS if bulk else 1
         self.operands = Operands(kernel, self.symbols, self.params)
         self.operands.accumulators = _asynchronous_registers(kernel)
 

@@ -1,7 +1,7 @@
 """Who runs next. Without a seed: the gang at the lowest address, which lets paths meet again.
 
-With a seed everything is drawn at random: the gang, how many of its warps, for how long they run, and
-when copies arrive.
+With a seed everything is drawn at random: the gang, how many of its warps, for how long they run,
+and when copies arrive.
 """
 
 from __future__ import annotations

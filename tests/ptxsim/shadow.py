@@ -1,8 +1,8 @@
 """Shadow memory: for every granule of a space who wrote and read it last, and whether one may look.
 
 A stamp is agent << 32 | clock of the last write. Bytes that nobody wrote, and those that an
-asynchronous copy is about to write, carry clocks that no warp has seen: one comparison finds all that
-is wrong with an access, and only then it is looked at what it was.
+asynchronous copy is about to write, carry clocks that no warp has seen: one comparison finds all
+that is wrong with an access, and only then it is looked at what it was.
 """
 
 from __future__ import annotations

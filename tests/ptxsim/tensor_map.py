@@ -60,7 +60,7 @@ def tensor_map(
     """The 128 bytes of a tensor map, to be given to a kernel; see TensorMap for the arguments.
 
     The rules of cuTensorMapEncodeTiled hold: the address and the strides are multiples of 16 bytes,
-    a box is at most 256 wide, its inner rows are multiples of 16 bytes and no longer than the swizzle.
+    a box is at most 256 wide, its rows are multiples of 16 bytes and no longer than the swizzle.
     """
     rank, inner = len(shape), box[0] * element_bytes
     if not rank == len(box) == len(strides) <= 5:

@@ -46,7 +46,7 @@ class Wave:
         self.random = random
         self.registers: list[Any] = [Unwritten(name) for name in program.kernel.registers]
         self.symbols = program.symbols
-        self.clocks = Clocks(self.rows, self.blocks)
+        self.clocks = Clocks(self.rows, self.blocks, program.bulk_slots)
         self.memory, self.parameters = memory, parameters
         self.global_shadow: GlobalShadow
         self.shared = SharedMemory(self.blocks, shared_bytes)
@@ -251,8 +251,9 @@ class Wave:
     def describe_agent(self, agent: int) -> str:
         if agent < self.rows:
             return f"block {self.ids[agent % self.blocks]} warp {agent // self.blocks}"
-        if agent < self.rows + self.blocks:
-            return f"the bulk copies of block {self.ids[agent - self.rows]}"
+        if agent < self.clocks.departed:
+            block = (agent - self.rows) // self.clocks.slots
+            return f"a bulk copy of block {self.ids[block]}"
         return "a block that has left"
 
     def describe_thread(self, row: int, lane: int) -> str:

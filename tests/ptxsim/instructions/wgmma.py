@@ -100,7 +100,7 @@ def _uniform(gang: Gang, value: Any, what: str) -> np.ndarray:
 
 
 def _product(ops: Operands, found: Instruction) -> Any:
-    """D = A B + D, or A B where scale-d is false; warp w of the group has rows 16 w .. 16 w + 15."""
+    """D = A B + D, or A B where scale-d is false; warp w of four has rows 16 w .. 16 w + 15."""
     shape = next(part for part in found.parts if re.match(r"m64n\d+k\d+$", part))
     columns, depth = (int(x) for x in re.findall(r"\d+", shape)[1:])
     result, kind, other = found.parts[-3:]
