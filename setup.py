@@ -8,8 +8,9 @@ at run time. CUDA: nvcc compiles sources that know no torch.
 
 FUSED_ATTENTION_CUDA=0|1|auto  build the CUDA library: never; always, or fail; auto, the default:
     where nvcc and a GPU are found, or where it was built into this tree before
-FUSED_ATTENTION_CUDA_ARCHS="80;90a"  compute capabilities to compile for, or native; default 80,
-    whose PTX serves every newer GPU
+FUSED_ATTENTION_CUDA_ARCHS="80;90a"  compute capabilities to compile for, or native: this machine's.
+    The default is what the build before had, at first native, or where no GPU is seen 80, whose PTX
+    serves every newer GPU
 MAX_JOBS  compilers at once
 """
 
@@ -40,7 +41,9 @@ PACKAGES = {  # what stands outside python/ is installed inside the package
 CPU_LIBRARY = "fused_attention.lib.libfused_attention_cpu"
 CUDA_LIBRARY = "fused_attention.lib.libfused_attention_cuda"
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch whose ABI the library asks for: 2.11
-DEFAULT_ARCHS = "80"  # machine code for sm_80; its PTX serves every newer GPU
+NINJA = ROOT / "build" / "ninja"
+ARCHS_FILE = NINJA / "cuda" / "archs"  # what FUSED_ATTENTION_CUDA_ARCHS said last
+DEFAULT_ARCH = "80"
 
 
 class Source(NamedTuple):
@@ -99,22 +102,24 @@ def cuda_home() -> Path | None:
 
 
 def native_archs() -> list[str]:
-    """Compute capabilities of this machine's GPUs, as nvcc writes them; none where none is seen."""
+    """Compute capabilities of this machine's GPUs from 80 on, as nvcc writes them."""
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return sorted({line.strip().replace(".", "") for line in done.stdout.splitlines() if line})
+    archs = {line.strip().replace(".", "") for line in done.stdout.splitlines()}
+    return sorted((arch for arch in archs if arch.isdigit() and int(arch) >= 80), key=int)
 
 
 def cuda_archs() -> list[str]:
     """FUSED_ATTENTION_CUDA_ARCHS as a list: "8.0;9.0a", "80,90a" and "80 90a" mean the same."""
-    asked = os.environ.get("FUSED_ATTENTION_CUDA_ARCHS") or DEFAULT_ARCHS
+    before = ARCHS_FILE.read_text() if ARCHS_FILE.exists() else "native"
+    asked = os.environ.get("FUSED_ATTENTION_CUDA_ARCHS") or before
     if asked == "native":
-        archs = native_archs()
+        archs = native_archs() or [DEFAULT_ARCH]
         # Hopper's own instructions are those of 90a; everything else is compiled for 90.
-        return [*archs, *(["90a"] if "90" in archs else [])] or [DEFAULT_ARCHS]
+        return [*archs, *(["90a"] if "90" in archs else [])]
     archs = asked.replace(".", "").replace(",", " ").replace(";", " ").split()
     for arch in archs:
         if not arch.removesuffix("a").isdigit() or int(arch.removesuffix("a")) < 80:
@@ -189,12 +194,12 @@ def write_ninja_file(
         ninja = ninja_syntax.Writer(file)
         dependencies = {"depfile": "$out.d", "deps": "gcc"}
         compile_ = "$cxx -MMD -MF $out.d $flags $extra -c $in -o $out"
-        ninja.rule("compile", command=compile_, **dependencies)
-        nvcc = "$nvcc -MD -MF $out.d $cuda_flags $extra -c $in -o $out"
-        ninja.rule(
-            "cuda", command=f"{nvcc} > $out.log 2>&1 || (cat $out.log; false)", **dependencies
-        )
-        ninja.rule("link", command="$cxx -shared $in -o $out $libraries")
+        ninja.rule("compile", command=compile_, description="c++ $in", **dependencies)
+        nvcc = "$nvcc -MD -MF $out.d $cuda_flags $extra -c $in -o $out > $out.log 2>&1"
+        warnings = "(grep -E 'warning|[(]C75' $out.log || true)"
+        nvcc = f"({nvcc} && {warnings}) || (cat $out.log; false)"
+        ninja.rule("cuda", command=nvcc, description="nvcc $in", **dependencies)
+        ninja.rule("link", "$cxx -shared $in -o $out $libraries", description="link $out")
         ninja.variable("cxx", os.environ.get("CXX", "c++"))
         ninja.variable("nvcc", str(home and home / "bin" / "nvcc"))
         ninja.variable("flags", " ".join(host_flags()))
@@ -237,10 +242,12 @@ class NinjaBuild(build_ext):
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
         kind = "cuda" if ext.name == CUDA_LIBRARY else "cpu"
-        folder = (ROOT / "build" / "ninja" / kind).resolve()
+        folder = NINJA / kind
         folder.mkdir(parents=True, exist_ok=True)
         if kind == "cuda":
-            sources = cuda_sources(cuda_archs())
+            archs = cuda_archs()
+            ARCHS_FILE.write_text(" ".join(archs))
+            sources = cuda_sources(archs)
             write_ninja_file(folder / "build.ninja", library, sources, cuda_home())
         else:
             write_ninja_file(folder / "build.ninja", library, cpu_sources())

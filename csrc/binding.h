@@ -138,4 +138,55 @@ inline AttentionParams params_of(const Shared& in, const Tensor& out, const Tens
   return p;
 }
 
+// A step of decoding, in the operator's order.
+struct DecodeStep {
+  const Tensor &query, &key_cache, &value_cache;
+  const OptionalTensor &key, &value;
+  const Tensor& cache_lengths;
+  const OptionalTensor &cache_batch, &cache_starts, &block_table, &rotary_cos, &rotary_sin,
+      &alibi_slopes, &sinks;
+  double scale, softcap;
+  int64_t left, right;
+  bool rotary_interleaved;
+  int64_t splits;
+  bool batch_invariant;
+};
+
+// All but the workspace.
+inline DecodeParams decode_params_of(const DecodeStep& in, const Tensor& out, const Tensor& lse) {
+  const OptionalTensor none;
+  const Shared attention{in.query, in.key_cache, in.value_cache, none,    in.alibi_slopes,
+                         in.sinks, none,         none,           none,    none,
+                         none,     in.scale,     in.softcap,     in.left, in.right,
+                         0,        0.0};
+  DecodeParams p;
+  p.attention = params_of(attention, out, lse);
+  p.cache_lengths = int32_data(in.cache_lengths);
+  p.cache_batch = int32_data(in.cache_batch);
+  p.cache_starts = int32_data(in.cache_starts);
+  if (in.block_table) {
+    p.block_table = int32_data(in.block_table);
+    p.block_table_row = in.block_table->size(1);
+    p.page_size = in.key_cache.size(2);
+    p.attention.len_k = p.block_table_row * p.page_size;
+  }
+  if (in.key) {
+    p.new_key = operand(*in.key);
+    p.new_value = operand(*in.value);
+    p.len_new = in.key->size(2);
+  }
+  if (in.rotary_cos) {
+    STD_TORCH_CHECK(in.rotary_cos->is_contiguous() && in.rotary_sin->is_contiguous(),
+                    "fused_attention: rotary_cos and rotary_sin must be contiguous");
+    p.rotary_cos = in.rotary_cos->data_ptr();
+    p.rotary_sin = in.rotary_sin->data_ptr();
+    p.rotary_dtype = dtype_of(*in.rotary_cos);
+    p.rotary_dim = 2 * in.rotary_cos->size(1);
+    p.rotary_interleaved = in.rotary_interleaved;
+  }
+  p.splits = in.splits;
+  p.batch_invariant = in.batch_invariant;
+  return p;
+}
+
 }  // namespace fused_attention::binding

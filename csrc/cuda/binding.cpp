@@ -80,42 +80,18 @@ void sm80_backward(const Tensor& query, const Tensor& key, const Tensor& value, 
 }
 
 void decode(const Tensor& query, Tensor key_cache, Tensor value_cache, OptionalTensor key,
-            OptionalTensor value, OptionalTensor cache_lengths, OptionalTensor cache_batch,
+            OptionalTensor value, const Tensor& cache_lengths, OptionalTensor cache_batch,
             OptionalTensor cache_starts, OptionalTensor block_table, OptionalTensor rotary_cos,
-            OptionalTensor rotary_sin, bool rotary_interleaved, OptionalTensor alibi_slopes,
-            OptionalTensor sinks, double scale, double softcap, int64_t left, int64_t right,
+            OptionalTensor rotary_sin, OptionalTensor alibi_slopes, OptionalTensor sinks,
+            double scale, double softcap, int64_t left, int64_t right, bool rotary_interleaved,
             int64_t splits, bool batch_invariant, Tensor out, Tensor lse) {
-  const OptionalTensor none;
-  const Shared in{query, key_cache, value_cache, none,    alibi_slopes, sinks, none, none, none,
-                  none,  none,      scale,       softcap, left,         right, 0,    0.0};
+  const DecodeStep in{
+      query,       key_cache,      value_cache, key,        value,      cache_lengths,
+      cache_batch, cache_starts,   block_table, rotary_cos, rotary_sin, alibi_slopes,
+      sinks,       scale,          softcap,     left,       right,      rotary_interleaved,
+      splits,      batch_invariant};
   const DeviceGuard guard(query.get_device_index());
-  DecodeParams params;
-  params.attention = params_of(in, out, lse);
-  params.cache_lengths = int32_data(cache_lengths);
-  params.cache_batch = int32_data(cache_batch);
-  params.cache_starts = int32_data(cache_starts);
-  if (block_table) {
-    params.block_table = int32_data(block_table);
-    params.block_table_row = block_table->size(1);
-    params.page_size = key_cache.size(2);
-    params.attention.len_k = params.block_table_row * params.page_size;
-  }
-  if (key) {
-    params.new_key = operand(*key);
-    params.new_value = operand(*value);
-    params.len_new = key->size(2);
-  }
-  if (rotary_cos) {
-    STD_TORCH_CHECK(rotary_cos->is_contiguous() && rotary_sin->is_contiguous(),
-                    "fused_attention: rotary_cos and rotary_sin must be contiguous");
-    params.rotary_cos = rotary_cos->data_ptr();
-    params.rotary_sin = rotary_sin->data_ptr();
-    params.rotary_dtype = dtype_of(*rotary_cos);
-    params.rotary_dim = 2 * rotary_cos->size(1);
-    params.rotary_interleaved = rotary_interleaved;
-  }
-  params.splits = splits;
-  params.batch_invariant = batch_invariant;
+  DecodeParams params = decode_params_of(in, out, lse);
   raise_if_error(fused_attention::cuda::decode_workspace_bytes(params, &params.workspace_bytes));
   const Tensor workspace = torch::stable::new_empty(query, {params.workspace_bytes},
                                                     torch::headeronly::ScalarType::Byte);
@@ -144,9 +120,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fused_attention, m) {
         "Tensor(b!) grad_query, Tensor(c!) grad_key, Tensor(d!) grad_value) -> ()");
   m.def(
       "cuda_decode(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor? key, "
-      "Tensor? value, Tensor? cache_lengths, Tensor? cache_batch, Tensor? cache_starts, "
-      "Tensor? block_table, Tensor? rotary_cos, Tensor? rotary_sin, bool rotary_interleaved, "
-      "Tensor? alibi_slopes, Tensor? sinks, float scale, float softcap, int left, int right, "
+      "Tensor? value, Tensor cache_lengths, Tensor? cache_batch, Tensor? cache_starts, "
+      "Tensor? block_table, Tensor? rotary_cos, Tensor? rotary_sin, Tensor? alibi_slopes, "
+      "Tensor? sinks, float scale, float softcap, int left, int right, bool rotary_interleaved, "
       "int splits, bool batch_invariant, Tensor(c!) out, Tensor(d!) lse) -> ()");
   m.def("cuda_driver_error() -> str");
 }

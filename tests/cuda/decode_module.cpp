@@ -2,78 +2,18 @@
 // bytes.
 #include <pybind11/pybind11.h>
 
-#include <cstdint>
-#include <string>
-
 #include "../../csrc/cuda/decode/prepare.h"
+#include "fields.h"
 
 namespace py = pybind11;
 using namespace fused_attention;
+using tests::Fields;
 
 namespace {
 
-// The step as keywords; what is not given keeps its default. Pointers are addresses.
-class Fields {
- public:
-  explicit Fields(const py::kwargs& given) : given_(given) {}
-
-  template <class T>
-  void number(const char* name, T* field) const {
-    if (given_.contains(name)) *field = given_[name].cast<T>();
-  }
-  template <class T>
-  void pointer(const char* name, T** field) const {
-    if (given_.contains(name)) *field = reinterpret_cast<T*>(given_[name].cast<uintptr_t>());
-  }
-  // (data, batch, head, row)
-  template <class Strided>
-  void strided(const char* name, Strided* field) const {
-    if (!given_.contains(name)) return;
-    const auto [data, batch, head, row] =
-        given_[name].cast<std::tuple<uintptr_t, int64_t, int64_t, int64_t>>();
-    *field = {reinterpret_cast<void*>(data), batch, head, row};
-  }
-  void dtype(const char* name, DType* field) const {
-    if (!given_.contains(name)) return;
-    const std::string dtype = given_[name].cast<std::string>();
-    *field = dtype == "bfloat16"  ? DType::BFLOAT16
-             : dtype == "float16" ? DType::FLOAT16
-             : dtype == "float64" ? DType::FLOAT64
-                                  : DType::FLOAT32;
-  }
-
- private:
-  const py::kwargs& given_;
-};
-
-void read_attention(const Fields& fields, AttentionParams* p) {
-  fields.dtype("dtype", &p->dtype);
-  fields.number("batch", &p->batch);
-  fields.number("heads_q", &p->heads_q);
-  fields.number("heads_kv", &p->heads_kv);
-  fields.number("len_q", &p->len_q);
-  fields.number("len_k", &p->len_k);
-  fields.number("head_dim", &p->head_dim);
-  fields.number("value_dim", &p->value_dim);
-  fields.strided("query", &p->query);
-  fields.strided("key", &p->key);
-  fields.strided("value", &p->value);
-  fields.strided("out", &p->out);
-  fields.strided("lse", &p->lse);
-  fields.number("left", &p->band.left);
-  fields.number("right", &p->band.right);
-  fields.number("scale", &p->scale);
-  fields.number("softcap", &p->softcap);
-  fields.pointer("bias", &p->bias.data);
-  fields.number("dropout_threshold", &p->dropout.threshold);
-  fields.pointer("alibi_slopes", &p->alibi_slopes);
-  fields.number("alibi_batch", &p->alibi_batch);
-  fields.pointer("sinks", &p->sinks);
-}
-
 DecodeParams read_step(const Fields& fields) {
   DecodeParams step;
-  read_attention(fields, &step.attention);
+  tests::read_attention(fields, &step.attention);
   fields.pointer("cache_lengths", &step.cache_lengths);
   fields.pointer("cache_batch", &step.cache_batch);
   fields.pointer("cache_starts", &step.cache_starts);

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cuda.decode_case import DecodeCase
-from cuda.decode_emulation import Decoded, decode, module
+from cuda.decode_emulation import ROOM, Decoded, decode
 
 from fused_attention.masks import UNBOUNDED
 
@@ -167,7 +167,7 @@ def plan(multiprocessors: int = 100, **changed):
         "value_dim": 64,
         "cache_lengths": 1 << 33,
     }
-    return module().plan(multiprocessors, **(fields | changed))
+    return ROOM.module.plan(multiprocessors, **(fields | changed))
 
 
 def test_parts_fill_the_machine_and_are_not_too_short():
