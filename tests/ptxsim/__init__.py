@@ -10,7 +10,7 @@ from .errors import (
     SimulationError,
     UnknownInstructionError,
 )
-from .launch import Report, launch
+from .launch import Report, launch, unknown_instructions
 from .memory import GlobalMemory
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "SimulationError",
     "UnknownInstructionError",
     "launch",
+    "unknown_instructions",
 ]

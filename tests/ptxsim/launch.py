@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .bank_conflicts import BankConflicts
+from .errors import UnknownInstructionError
 from .memory import GlobalMemory
-from .parse import parse
+from .module import parse
 from .program import Program
 from .schedule import execute
 from .shadow import GlobalShadow
@@ -31,15 +32,26 @@ class Report:
 
 @functools.lru_cache(maxsize=32)
 def _program(ptx: str, kernel: str | None) -> Program:
-    kernels = parse(ptx)
-    if kernel is None:
-        if len(kernels) != 1:
-            raise ValueError(f"kernel: one of {sorted(kernels)} has to be named")
-        return Program(next(iter(kernels.values())))
-    names = [name for name in kernels if name == kernel] or [n for n in kernels if kernel in n]
+    module = parse(ptx)
+    known = sorted(module.openings)
+    names = [name for name in known if name == kernel] or [n for n in known if (kernel or "") in n]
     if len(names) != 1:
-        raise ValueError(f"kernel: {kernel!r} fits {names or 'none'} of {sorted(kernels)}")
-    return Program(kernels[names[0]])
+        raise ValueError(f"kernel: {kernel!r} fits {names or 'none'} of {known}")
+    return Program(module.kernel(names[0]))
+
+
+def unknown_instructions(ptx: str) -> list[str]:
+    """What the emulator could not execute of any kernel of a module; empty if nothing is amiss."""
+    found = set()
+    for name in parse(ptx).openings:
+        program = _program(ptx, name)
+        program.place_globals(GlobalMemory())
+        for number in range(len(program.kernel.instructions)):
+            try:
+                program.decode(number)
+            except UnknownInstructionError as error:
+                found.add(str(error))
+    return sorted(found)
 
 
 def _encode(value: Any, size: int, memory: GlobalMemory) -> bytes:

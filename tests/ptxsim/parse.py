@@ -1,29 +1,18 @@
-"""PTX text -> kernels: instructions, registers, parameters and the symbols of a module."""
+"""The body of a function: PTX text -> instructions, registers and variables."""
 
 from __future__ import annotations
 
-import functools
 import re
-import struct
 from dataclasses import dataclass, field
 
 from .errors import UnknownInstructionError
+from .variables import DECLARATION, Variable, split_operands, variable
 
-TYPE_BYTES = {"pred": 1, "b128": 16} | {
-    f"{kind}{bits}": bits // 8 for kind in "bsuf" for bits in (8, 16, 32, 64)
-}
 _STATEMENT = re.compile(
     r"\s*(?:(?P<open>\{)|(?P<close>\})|(?P<location>\.(?:loc|file)\b[^\n]*)"
     r"|(?P<label>[\w$%]+)\s*:(?!:)|(?P<statement>[^;]*);)"
 )
 _NAME = re.compile(r"[%$\w]+")
-_OPENING = re.compile(r"\.(entry|func)\s+(?:\(([^)]*)\)\s*)?([\w$]+)\s*(?:\(([^)]*)\))?")
-_VARIABLE = re.compile(
-    r"^\s*((?:\.(?:extern|visible|weak|common)\s+)*)\.(global|const|shared|local)"
-    r"\s+(?:\.align\s+(\d+)\s+)?(?:\.attribute\([^)]*\)\s*)?\.(\w+)\s+([\w$]+)((?:\[\d*\])*)"
-    r"(?:\s*=\s*(\{[^}]*\}|[^;]+))?\s*;",
-    re.MULTILINE,
-)
 
 
 @dataclass(slots=True)
@@ -54,92 +43,16 @@ class Instruction:
 
 
 @dataclass(slots=True)
-class Variable:
-    """A named piece of memory; `size` is None for the dynamic shared memory."""
-
-    name: str
-    space: str
-    size: int | None
-    align: int
-    content: bytes = b""
-
-
-@dataclass(slots=True)
 class Kernel:
     name: str
     parameters: list[Variable]
+    results: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
 
 
-def split_operands(text: str) -> list[str]:
-    """The operands of an instruction; braces and brackets keep their commas."""
-    found, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        if character in "{[(":
-            depth += 1
-        elif character in "}])":
-            depth -= 1
-        elif character == "," and not depth:
-            found.append(text[start:position].strip())
-            start = position + 1
-    last = text[start:].strip()
-    return [*found, last] if last else found
-
-
-def _without_comments(text: str) -> str:
-    """The same lines without comments, so that line numbers stay."""
-    text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
-    return re.sub(r"//[^\n]*", "", text)
-
-
-def _initial_bytes(kind: str, value: str | None) -> bytes:
-    if not value:
-        return b""
-    items = split_operands(value.strip().strip("{}"))
-    size = TYPE_BYTES[kind]
-    out = b""
-    for item in items:
-        if item.lower().startswith("0f") or item.lower().startswith("0d"):
-            out += bytes.fromhex(item[2:])[::-1]
-        elif re.match(r"-?[\d]", item):
-            out += (int(item.rstrip("U"), 0) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        elif kind in ("f32", "f64"):
-            out += struct.pack("<f" if size == 4 else "<d", float(item))
-        else:
-            raise UnknownInstructionError(f"a variable that begins with the address {item}")
-    return out
-
-
-def _variable(match: re.Match[str]) -> Variable:
-    linkage, space, align, kind, name, extents, value = match.groups()
-    size: int | None = TYPE_BYTES[kind]
-    for extent in re.findall(r"\[(\d*)\]", extents):
-        size = None if extent == "" else (size or 0) * int(extent)
-    content = _initial_bytes(kind, value)
-    if size is None and content:
-        size = len(content)
-    del linkage
-    return Variable(name, space, size, int(align or TYPE_BYTES[kind]), content)
-
-
-def _parameters(text: str | None) -> list[Variable]:
-    found = []
-    for item in split_operands(text or ""):
-        match = re.match(
-            r"\.(?:param|reg)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(.*?)([\w$%]+)\s*(?:\[(\d+)\])?$",
-            item,
-            re.DOTALL,
-        )
-        if not match:
-            raise UnknownInstructionError(f"parameter {item}")
-        size = int(match[5]) if match[5] else TYPE_BYTES[match[2]]
-        found.append(Variable(match[4], "param", size, int(match[1] or size)))
-    return found
-
-
-class _Body:
+class Body:
     """Reads one function body, from its opening brace to the one that closes it."""
 
     def __init__(self, kernel: Kernel, text: str, files: dict[str, str]) -> None:
@@ -230,12 +143,14 @@ class _Body:
                 self.kernel.registers[self.declare(name)] = match[1]
 
     def declare_variable(self, text: str) -> None:
-        match = _VARIABLE.match(text)
+        match = DECLARATION.match(text)
         if not match:
             raise UnknownInstructionError(text)
-        variable = _variable(match)
-        variable.name = self.declare(variable.name)
-        self.kernel.variables[variable.name] = variable
+        found = variable(match)
+        found.name = self.declare(found.name)
+        if found.space == "param":  # of a call; every thread has its own
+            found.space = "local"
+        self.kernel.variables[found.name] = found
 
     def instruction(self, text: str, position: int) -> None:
         text = " ".join(text.split())
@@ -268,31 +183,3 @@ class _Body:
         if name in self.labels:
             return name
         raise UnknownInstructionError(f"label {name} is nowhere")
-
-
-@functools.lru_cache(maxsize=64)
-def parse(text: str) -> dict[str, Kernel]:
-    """The kernels (.entry) of a module by name."""
-    text = _without_comments(text)
-    files = {
-        number: path.rsplit("/", 1)[-1]
-        for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', text, re.MULTILINE)
-    }
-    kernels, inside = {}, []
-    for match in _OPENING.finditer(text):
-        brace = text.find("{", match.end())
-        end = text.find(";", match.end())
-        if brace < 0 or 0 <= end < brace:
-            continue  # a declaration
-        kernel = Kernel(match[3], _parameters(match[4]))
-        inside.append((match.start(), _Body(kernel, text, files).read(brace)))
-        if match[1] == "entry":
-            kernels[kernel.name] = kernel
-    module = {
-        match[5]: _variable(match)
-        for match in _VARIABLE.finditer(text)
-        if not any(start < match.start() < stop for start, stop in inside)
-    }
-    for kernel in kernels.values():
-        kernel.variables = {**module, **kernel.variables}
-    return kernels

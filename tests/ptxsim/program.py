@@ -11,8 +11,9 @@ import numpy as np
 from . import instructions
 from .errors import UnknownInstructionError
 from .memory import GlobalMemory
-from .parse import TYPE_BYTES, Instruction, Kernel
+from .parse import Instruction, Kernel
 from .registers import Operands, Read
+from .variables import TYPE_BYTES
 
 _SLOTS = 32  # mbarriers of a block whose copies are told apart
 
@@ -44,7 +45,7 @@ class Program:
         self.symbols: dict[str, int] = {}
         self.static_bytes, self.dynamic_bytes = 0, 0
         self.released: dict[tuple[str, int], np.ndarray] = {}
-        self.local_bytes = self._lay_out("local")
+        self.local_bytes = -(-self._lay_out("local") // 16) * 16
         self.static_bytes = self._lay_out("shared")
         self.dynamic_align = self._place_dynamic()
         self.shared_granule = self._granule("shared")

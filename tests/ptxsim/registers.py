@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import AccessError, UnknownInstructionError
-from .parse import TYPE_BYTES, Kernel
+from .parse import Kernel
+from .variables import TYPE_BYTES
 
 if TYPE_CHECKING:
     from .wave import Wave

@@ -156,7 +156,8 @@ def _tensor_stores() -> list[Case]:
             mov.s32 %t3, 2;
             setp.ne.u32 %p0, %t0, 0;
             @%p0 bra STORED;
-            {copy}.async.bulk.tensor.2d.global.shared::cta{adding}.bulk_group [%d4, {{%t2, %t3}}], [%t1];
+            {copy}.async.bulk.tensor.2d.global.shared::cta{adding}.bulk_group \
+[%d4, {{%t2, %t3}}], [%t1];
             cp.async.bulk.commit_group;
             cp.async.bulk.wait_group 0;
             STORED:"""

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..parse import TYPE_BYTES, Instruction
+from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
+from ..variables import TYPE_BYTES
 from .arithmetic import binary, ternary, unary
 from .registry import instruction
 

@@ -10,9 +10,10 @@ import numpy as np
 from ..errors import UnknownInstructionError
 from ..halves import pack, unpack
 from ..memory import GLOBAL_BASE, PARAM_BASE, SHARED_BASE
-from ..parse import Instruction, split_operands
+from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
 from ..tensor_map import BYTES, TensorMap, decode
+from ..variables import split_operands
 
 
 def bulk(ops: Operands, found: Instruction) -> Any:

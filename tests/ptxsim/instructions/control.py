@@ -17,6 +17,16 @@ def leave(ops: Operands, found: Instruction) -> Any:
     return lambda wave, gang: wave.leave(gang)
 
 
+@instruction("call")
+def call(ops: Operands, found: Instruction) -> Any:
+    """Functions with a body are gone; what is left is printf, assert and pointers."""
+
+    def run(wave: Any, gang: Gang) -> None:
+        raise SimulationError(f"a call of a function that has no body here: {found.text}")
+
+    return run
+
+
 @instruction("trap")
 def trap(ops: Operands, found: Instruction) -> Any:
     def run(wave: Any, gang: Gang) -> None:

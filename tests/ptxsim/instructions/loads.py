@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import access
 from ..errors import UnknownInstructionError
-from ..parse import TYPE_BYTES, Instruction
+from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
+from ..variables import TYPE_BYTES
 from .registry import instruction
 
 _SPACES = ("global", "shared", "local", "param", "const")
@@ -22,6 +23,12 @@ def space_of(found: Instruction) -> str | None:
         if name in _SPACES and (part == name or name in ("shared", "param")):
             return name
     return None
+
+
+def _space_of_argument(ops: Operands, found: Instruction, number: int) -> str:
+    """Parameters of a kernel are one memory for all; those of a call every thread's own."""
+    name = found.operands[number].strip("[] ").split("+")[0].strip()
+    return "local" if name in ops.symbols else "param"
 
 
 def held(type_: str) -> str:
@@ -47,6 +54,7 @@ def ld(ops: Operands, found: Instruction) -> Any:
     parts = len(writes)
     base, offset = ops.address(found.operands[1])
     order = ordering(found)
+    space = _space_of_argument(ops, found, 1) if space == "param" else space
     if space == "param":
         return _ld_param(found, ops, writes, base, offset, dtype)
     named = "global" if space == "const" else space
@@ -89,6 +97,7 @@ def _ld_param(
 @instruction("st")
 def st(ops: Operands, found: Instruction) -> Any:
     space, type_ = space_of(found), held(found.type)
+    space = _space_of_argument(ops, found, 0) if space == "param" else space
     if type_ == "b128" or space in ("param", "const"):
         raise UnknownInstructionError(f"a store of {type_} to {space}")
     reads = [ops.read(name, type_) for name in ops.vector(found.operands[1])]
