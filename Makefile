@@ -26,7 +26,7 @@ BUILD_TOOLS := "setuptools>=77" "ninja>=1.11"
 EDITABLE := $(PIP) install --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast lint format bench readme cuda gpu clean
+.PHONY: help setup build demo test test-fast lint format bench readme cuda gpu cuda-table clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -92,6 +92,9 @@ OUT ?= gpu-report
 gpu: ## everything that needs a GPU, in at most SECONDS=480; JSON and logs in OUT=gpu-report
 	@PYTHONPATH=tests $(PYTHON) -m gpu_run --seconds $(SECONDS) --out "$(OUT)" \
 		--carry "$(CARRY)" $(if $(DRY_RUN),--dry-run)
+
+cuda-table: setup ## registers, shared memory and occupancy of the kernels; WRITE=1 pins registers
+	@PYTHONPATH=tests $(BIN)/python -m cuda.static_table $(if $(WRITE),--write)
 
 clean: ## remove everything that was built, .venv too
 	rm -rf $(VENV) build python/fused_attention/lib/*.so *.egg-info python/*.egg-info

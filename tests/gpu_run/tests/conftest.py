@@ -63,5 +63,5 @@ def context(tmp_path: Path) -> Context:
     machine = {"gpus": [GPU], "nvcc": None, "compute_sanitizer": "/x/compute-sanitizer", "cores": 4}
     root = Path(__file__).resolve().parents[3]
     found = Context(root, out, tmp_path / "carry", FakeRunner(), machine, {})
-    found.modules = {"pytest": True, "hypothesis": True}
+    found.modules = {"pytest": True, "hypothesis": True, "numpy": True}
     return found

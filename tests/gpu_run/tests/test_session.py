@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LINE = {"name": "one", "ok": True, "message": ""}
 CALLS = {"backends": ["cuda_x"], "reasons": {}, "lines": [LINE]}
 REPEATS = {"lines": [{"name": "one", "repeats": 250, "differing": 0}]}
+REPLAY = {"cases": [{"device": "agrees"}, {"device": "not for this GPU"}]}
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
 
 
@@ -74,7 +75,7 @@ def whole_session(context: Context, monkeypatch: pytest.MonkeyPatch, **answers):
     runner.gives("gpu_run.calls", CALLS)
     runner.gives("gpu_run.repeat", REPEATS)
     runner.gives("gpu_run.bench", {"summary": "fast"})
-    runner.gives("ptxsim", {})
+    runner.gives("ptxsim.conformance", REPLAY)
     for part, options in answers.items():
         runner.gives(part.replace("__", ".").replace("_san", "-san"), **options)
     return {one.step.name: one for one in run_session(all_steps.steps(carried=True), context)}
@@ -83,7 +84,8 @@ def whole_session(context: Context, monkeypatch: pytest.MonkeyPatch, **answers):
 def test_a_session_where_all_is_right(context, monkeypatch):
     ended = whole_session(context, monkeypatch)
     bad = {name: one.result for name, one in ended.items() if one.result.status != OK}
-    assert bad.keys() <= {"conformance"}, bad
+    assert not bad
+    assert ended["conformance"].result.what.startswith("1 of 1 kernels agree, 1 are for another")
     assert "250 times" in ended["races"].result.what
     assert ended["memcheck"].result.what == "ERROR SUMMARY: 0 errors"
     assert sum(one.limit_s for one in ended.values()) > 200
@@ -118,6 +120,8 @@ def test_a_session_where_all_is_right(context, monkeypatch):
         ),
         ("benchmark", {"gpu_run__bench": {"data": {"summary": "x WRONG"}, "code": 1}}, "WRONG"),
         ("benchmark", {"gpu_run__bench": {"code": 1}}, "exit status 1"),
+        ("conformance", {"ptxsim__conformance": {"code": 3}}, "exit status 3"),
+        ("conformance", {"ptxsim__conformance": {"data": {"cases": []}}}, "0 of 0 kernels"),
     ],
 )
 def test_what_a_failure_says(context, monkeypatch, name, answers, told):
