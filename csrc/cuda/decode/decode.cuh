@@ -54,12 +54,13 @@ struct Part {
     const int first = first_row / args.group, last = (first_row + rows - 1) / args.group + 1;
     const Range all = after(band_kv_range(band, first, last, cache.length), cache.begin);
     full_keys = after(band_full_kv_range(band, first, last, cache.length), cache.begin);
-    const int64_t from = all.begin / TILE_KEYS * TILE_KEYS;
-    const int64_t tiles = (all.end - from + TILE_KEYS - 1) / TILE_KEYS;
-    const bool invariant = args.step.batch_invariant;
-    const int64_t size =
-        invariant ? INVARIANT_KEYS : (tiles + args.splits - 1) / args.splits * TILE_KEYS;
-    const int64_t begin = (invariant ? 0 : from) + split * size;
+    int from = 0, size = INVARIANT_KEYS;
+    if (!args.step.batch_invariant) {
+      from = static_cast<int>(all.begin) / TILE_KEYS * TILE_KEYS;
+      const int tiles = (static_cast<int>(all.end) - from + TILE_KEYS - 1) / TILE_KEYS;
+      size = (tiles + args.splits - 1) / args.splits * TILE_KEYS;
+    }
+    const int64_t begin = from + int64_t{split} * size;
     keys = {max(begin, all.begin), min(begin + size, all.end)};
     if (keys.begin >= keys.end) keys = Range{};
   }
@@ -272,18 +273,24 @@ template <class Config>
 __device__ void store_part(const Arguments& args, const Part& part, const float* sums,
                            const float* weights) {
   const AttentionParams& p = args.step.attention;
+  const int lane = threadIdx.x % 32;
   const int width = args.combined ? args.sum_width : static_cast<int>(p.value_dim);
-  for (int i = threadIdx.x; i < part.rows * Config::DIM; i += Config::THREADS) {
-    const int row = i / Config::DIM, d = i % Config::DIM;
-    if (d >= width) continue;
+#pragma unroll 1
+  for (int row = threadIdx.x / 32; row < part.rows; row += Config::WARPS) {
     const int head = part.head(args, row), query = part.query(args, row);
-    const float value = sum_of_warps<Config>(sums, weights, row, d);
-    if (args.combined) {
-      args.part_sums[part_row(args, part, head, query) * args.sum_width + d] = value;
-    } else {
-      uint16_t* out = static_cast<uint16_t*>(p.out.data) + part.b * p.out.batch +
-                      head * p.out.head + query * p.out.row;
-      out[d] = static_cast<uint16_t>(pack<typename Config::Element>(value, 0.0f));
+    float* part_sums = args.part_sums + part_row(args, part, head, query) * args.sum_width;
+    uint16_t* out = static_cast<uint16_t*>(p.out.data) + part.b * p.out.batch + head * p.out.head +
+                    query * p.out.row;
+#pragma unroll
+    for (int first = 0; first < Config::DIM; first += 32) {
+      const int d = first + lane;
+      if (d >= width) continue;
+      const float value = sum_of_warps<Config>(sums, weights, row, d);
+      if (args.combined) {
+        part_sums[d] = value;
+      } else {
+        out[d] = static_cast<uint16_t>(pack<typename Config::Element>(value, 0.0f));
+      }
     }
   }
 }
