@@ -41,15 +41,32 @@ def change_all(pattern: str, replacement: str) -> Edit:
 
 
 def assert_found(run: Callable[[], float], kind: str) -> None:
-    """run() gives an error in budgets, or raises what the emulator reports.
+    """run() gives an error in budgets, or raises: what the emulator reports, or an AssertionError
+    of the budget.
 
     kind: "numbers" (beyond the budget) or a SimulationError.kind.
     """
     try:
         error = run()
+    except AssertionError:
+        error = float("inf")
     except SimulationError as report:
         assert report.kind == kind, f"{report.kind} was reported, {kind} was to be: {report}"
         return
     if kind != "numbers":
         pytest.fail(f"nothing was reported, the error is {error:.2g} budgets")
     assert error > 1, f"the error is {error:.2g} budgets, nobody would see it"
+
+
+def inside(parts: tuple[str, ...], edit: Edit) -> Edit:
+    """The edit on the kernel alone whose mangled name contains all of `parts`."""
+
+    def edited(ptx: str) -> str:
+        entries = [(m.start(), m[1]) for m in re.finditer(r"\.entry\s+(\w+)", ptx)]
+        entries.append((len(ptx), ""))
+        for (start, name), (stop, _) in zip(entries, entries[1:], strict=False):
+            if all(part in name for part in parts):
+                return ptx[:start] + edit(ptx[start:stop]) + ptx[stop:]
+        raise AssertionError(f"no kernel has {parts} in its name")
+
+    return edited
