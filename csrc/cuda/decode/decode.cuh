@@ -165,7 +165,7 @@ struct ThreadRows {
       const int row = min(static_cast<int>(threadIdx.x) % 32 / 4 + half * 8, part.rows - 1);
       const int query = part.query(args, row);
       position[half] = position_of(part.band, query);
-      sees[half] = visible_columns(part.band, query, cache.length);
+      sees[half] = column_range(band_kv_range(part.band, query, query + 1, cache.length));
       sees[half].begin = max(sees[half].begin, cache.begin);
       alibi_slope[half] = 0.0f;
       if (p.alibi_slopes != nullptr) {
@@ -175,20 +175,33 @@ struct ThreadRows {
   }
 };
 
+// q . k becomes scores; rows have a range and a slope of their own, as they are heads too.
 __device__ __forceinline__ void finish_scores(float (&S)[2][4], const ScoreTerms& terms,
                                               const ThreadRows& rows, const Part& part, int key) {
   const int lane_key = key + threadIdx.x % 4 * 2;
   if (terms.changed) {
+    const float factors[2] = {terms.scale, terms.scale};
+    rescale_rows(S, factors);
+    if (terms.softcap > 0.0f) apply_softcap(S, terms.softcap);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int distance = rows.position[e / 2] - (lane_key + n * 8 + e % 2);
-        S[n][e] = score_of(terms, S[n][e], rows.alibi_slope[e / 2], distance).value;
+        const float slope = rows.alibi_slope[e / 2];
+        S[n][e] = fmaf(-slope, fabsf(static_cast<float>(distance)), S[n][e]);
       }
     }
   }
-  if (!part.sees_all(key, key + TILE_KEYS)) mask_fragment(S, lane_key, rows.sees);
+  if (part.sees_all(key, key + TILE_KEYS)) return;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int k = lane_key + n * 8 + e % 2;
+      if (k < rows.sees[e / 2].begin || k >= rows.sees[e / 2].end) S[n][e] = -INFINITY;
+    }
+  }
 }
 
 // This warp's unnormalised O into its ring, and what its rows need to be added to the other warps'.
