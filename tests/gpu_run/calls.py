@@ -17,14 +17,12 @@ from typing import Any
 
 import torch
 from attention_case import AttentionCase
-from budget import assert_within_budget
 
 from fused_attention import Band, attention, attention_varlen, backends, explain
 from fused_attention.backends import ORDER, get
-from fused_attention.reference import attention_reference
 from fused_attention.support import devices_of
+from gpu_run.decoding import HALF, decodes, decoding_step
 
-HALF = torch.bfloat16
 CASES = (
     AttentionCase("causal", heads_q=4, heads_kv=2, len_q=150, head_dim=64, band=Band.causal()),
     AttentionCase("window", len_q=100, len_k=180, head_dim=128, band=Band.sliding(37)),
@@ -64,40 +62,6 @@ def forward_and_backward(case: AttentionCase, backend: str, device: str) -> None
     on_cpu.assert_gradients(ordered, *on_cpu.random_output_gradients())
 
 
-def decoding_step(backend: str, device: str, paged: bool) -> None:
-    """One new key per sequence, appended and attended to."""
-    from fused_attention.decoding import attention_with_kv_cache
-
-    generator = torch.Generator().manual_seed(0)
-    normal = partial(torch.randn, generator=generator)
-    lengths = torch.tensor([5, 63, 150], dtype=torch.int32)
-    query, key, value = (normal(3, heads, 1, 64).to(HALF) for heads in (8, 2, 2))
-    caches = [normal(3, 2, 192, 64).to(HALF) for _ in range(2)]
-    pages, options = caches, {}
-    if paged:  # 12 pages of 16 keys for each sequence, in reverse order
-        pages = [
-            c.view(3, 2, 12, 16, 64).transpose(1, 2).reshape(36, 2, 16, 64).flip(0) for c in caches
-        ]
-        table = torch.arange(35, -1, -1, dtype=torch.int32).view(3, 12)
-        options["block_table"] = table.to(device)
-    out = attention_with_kv_cache(
-        query.to(device),
-        *(page.to(device) for page in pages),
-        key=key.to(device),
-        value=value.to(device),
-        cache_lengths=lengths.to(device),
-        backend=backend,
-        **options,
-    )
-    for row, length in enumerate(lengths):
-        caches[0][row, :, length], caches[1][row, :, length] = key[row, :, 0], value[row, :, 0]
-    exact, plain = (
-        attention_reference(query, *caches, kv_lengths=lengths + 1, compute_dtype=dtype)[0]
-        for dtype in (torch.float64, HALF)
-    )
-    assert_within_budget(out.cpu(), exact, plain)
-
-
 def calls(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """Everything to call, by name."""
     for backend in names_on(device):
@@ -107,14 +71,10 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
                 if runs(backend, wanted, device):
                     name = f"{backend} {case} {str(dtype).removeprefix('torch.')}"
                     yield name, partial(forward_and_backward, wanted, backend, device)
-        if decodes(backend):
-            for paged in (False, True):
+        for paged in (False, True):
+            if decodes(backend, device, paged=paged):
                 name = f"{backend} decoding{' from pages' if paged else ''}"
                 yield name, partial(decoding_step, backend, device, paged)
-
-
-def decodes(backend: str) -> bool:
-    return hasattr(get(backend), "decode")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

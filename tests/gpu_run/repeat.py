@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from attention_case import AttentionCase
 from torch import Tensor
 
 from fused_attention import Band, attention, attention_varlen
-from gpu_run.calls import decodes, names_on, runs
+from gpu_run.calls import names_on, runs
+from gpu_run.decoding import decodes, decoding_inputs
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 CASES = (
@@ -55,23 +55,12 @@ def decoding_call(backend: str, device: str, length: int) -> Callable[[], list[T
     """A call of one step of decoding that writes the same key each time."""
     from fused_attention.decoding import attention_with_kv_cache
 
-    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    tensors = {
-        "query": normal(4, 32, 1, 128),
-        "key_cache": normal(4, 8, length, 128),
-        "value_cache": normal(4, 8, length, 128),
-        "key": normal(4, 8, 1, 128),
-        "value": normal(4, 8, 1, 128),
-    }
-    arguments: dict[str, Any] = {
-        name: tensor.to(device, torch.bfloat16) for name, tensor in tensors.items()
-    }
-    lengths = torch.tensor([length - 1, 1, length // 2, 77 % length], dtype=torch.int32)
-    arguments["cache_lengths"] = lengths.to(device)
+    lengths = (length - 1, 1, length // 2, 77)
+    inputs = decoding_inputs(device, lengths, heads=(32, 8), capacity=length, dim=128)
 
     def call() -> list[Tensor]:
-        out = attention_with_kv_cache(**arguments, backend=backend)
-        return [out, arguments["key_cache"], arguments["value_cache"]]
+        out = attention_with_kv_cache(**inputs, backend=backend)
+        return [out, inputs["key_cache"], inputs["value_cache"]]
 
     return call
 
@@ -86,8 +75,8 @@ def calls(device: str) -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
                 wanted = replace(wanted, len_q=case.len_q // SMALLER, seq_lens_q=lens)
             if runs(backend, wanted, device):
                 yield f"{backend} {case}", attention_call(wanted, backend, device)
-        if decodes(backend):
-            length = 4000 // (SMALLER if device == "cpu" else 1)
+        if decodes(backend, device):
+            length = 4096 // (SMALLER if device == "cpu" else 1)
             yield f"{backend} decoding", decoding_call(backend, device, length)
 
 
