@@ -84,7 +84,8 @@ def launch(
     args: numpy arrays (device buffers, written back), ints, floats, or bytes for structs by value;
     pointers inside of structs are addresses that `memory.put` gave. shared_bytes: dynamic shared
     memory. seed: None is one fixed schedule, a number a random one. resident: blocks that run
-    together. count_banks: counts wavefronts of shared memory (slower).
+    together. count_banks: counts wavefronts of shared memory (slower). step_limit: steps of
+    gangs after which the kernel counts as endless.
     """
     program = _program(ptx, kernel)
     own = memory if memory is not None else GlobalMemory()

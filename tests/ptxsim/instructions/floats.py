@@ -17,7 +17,7 @@ from ..registers import Operands, Read, Write
 from .registry import instruction
 
 _TINY = np.float32(2.0**-126)
-_IGNORED = {"rn", "approx", "full", "ftz", "sat", "nan", "relu"}
+_IGNORED = {"rn", "approx", "full", "ftz", "sat", "NaN", "relu"}
 
 
 def reader(ops: Operands, operand: str, type_: str) -> Read:
@@ -112,17 +112,13 @@ def _pairs(ops: Operands, destination: str, operands: list[str], kind: str, func
     return run
 
 
-def _extreme(number: Any, nan: Any) -> Any:
-    return lambda found: nan if "nan" in found.parts else number
-
-
 _BINARY = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
 
 
 def binary_float(ops: Operands, found: Instruction) -> Any:
     if found.name in ("min", "max"):
         names = {"min": (np.fmin, np.minimum), "max": (np.fmax, np.maximum)}[found.name]
-        return apply(ops, found, 2, names["nan" in found.parts])
+        return apply(ops, found, 2, names["NaN" in found.parts])
     return apply(ops, found, 2, _BINARY[found.name])
 
 
