@@ -28,21 +28,35 @@ struct ColumnRange {  // [begin, end)
   int end;
 };
 
-// Columns that one row sees. Clipped in 64 bits: bands reach to 2^30 and offsets are arbitrary.
-__device__ inline ColumnRange visible_columns(const Band& band, int row, int columns) {
-  const Range range = band_kv_range(band, row, int64_t{row} + 1, columns);
+__device__ inline ColumnRange column_range(const Range& range) {
   return {static_cast<int>(range.begin), static_cast<int>(range.end)};
 }
 
-// -inf where the row does not see the column. `column`: of S[0][0].
+// The band as a thread sees it from S[0][0]: element (r, c) further on, r rows down and c columns
+// to the right, is visible iff first <= c - r <= last and c < columns.
+struct VisibleFrom {
+  int first, last, columns;
+};
+
+// Clipped from 64 bits: bands reach to 2^30 and offsets are arbitrary.
+__device__ inline VisibleFrom visible_from(const Band& band, int row, int column, int columns) {
+  const int64_t most = int64_t{1} << 30, apart = int64_t{row} - column + band.offset;
+  const int64_t first = apart - band.left, last = apart + band.right;
+  return {static_cast<int>(max(min(first, most), -most)),
+          static_cast<int>(max(min(last, most), -most)), columns - column};
+}
+
+// -inf where a row does not see a column. `rows_down`: from where `visible` stands to S[0][0].
 template <int N>
-__device__ inline void mask_fragment(float (&S)[N][4], int column, const ColumnRange (&rows)[2]) {
+__device__ inline void mask_fragment(float (&S)[N][4], const VisibleFrom& visible, int rows_down) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int c = column + n * 8 + e % 2;
-      if (c < rows[e / 2].begin || c >= rows[e / 2].end) S[n][e] = -INFINITY;
+      const int c = n * 8 + e % 2, diagonal = c - rows_down - e / 2 * 8;
+      const bool seen =
+          diagonal >= visible.first && diagonal <= visible.last && c < visible.columns;
+      if (!seen) S[n][e] = -INFINITY;
     }
   }
 }
@@ -55,21 +69,33 @@ __device__ __forceinline__ float tanh_of(float x) {
   return square < 0.01f ? series : whole;
 }
 
-// One score from q . k, and its derivative by scale * q . k. `distance`: i + offset - j.
-struct Score {
-  float value;
-  float derivative;
-};
-
-__device__ __forceinline__ Score score_of(const ScoreTerms& terms, float dot, float alibi_slope,
-                                          int distance) {
-  Score score{dot * terms.scale, 1.0f};
-  if (terms.softcap > 0.0f) {
-    const float t = tanh_of(__fdividef(score.value, terms.softcap));
-    score = {terms.softcap * t, 1.0f - t * t};
+// S <- softcap * tanh(S / softcap); `slope`, when given, is multiplied by the derivative.
+template <int N>
+__device__ __forceinline__ void apply_softcap(float (&S)[N][4], float softcap,
+                                              float (*slope)[4] = nullptr) {
+  const float inverse = 1.0f / softcap;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float t = tanh_of(S[n][e] * inverse);
+      S[n][e] = softcap * t;
+      if (slope != nullptr) slope[n][e] *= 1.0f - t * t;
+    }
   }
-  score.value -= alibi_slope * fabsf(static_cast<float>(distance));
-  return score;
+}
+
+// S -= slope * |i + offset - j|. `distance`: of S[0][0], signed.
+template <int N>
+__device__ __forceinline__ void add_alibi(float (&S)[N][4], float slope, int distance) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int d = distance + e / 2 * 8 - n * 8 - e % 2;
+      S[n][e] = fmaf(-slope, fabsf(static_cast<float>(d)), S[n][e]);
+    }
+  }
 }
 
 // ALiBi needs the distance of a row from the columns: row + offset - column. An offset that does

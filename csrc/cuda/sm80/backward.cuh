@@ -47,23 +47,15 @@ template <int M, int N, class Lse, class Delta>
 __device__ __forceinline__ void score_gradients(float (&S)[M][N][4], float (&dP)[M][N][4],
                                                 const ScoreBlock& block, int row, int column,
                                                 int begin, const Lse& lse, const Delta& delta) {
-  const bool changed = block.terms.changed;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
-    const int position = position_of(block.band, row + m * 16);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        dP[m][n][e] -= delta(m, n, e);
-        if (!changed) continue;
-        const int distance = position + e / 2 * 8 - (column + n * 8 + e % 2);
-        const Score score = score_of(block.terms, S[m][n][e], block.alibi_slope, distance);
-        S[m][n][e] = score.value;
-        dP[m][n][e] *= score.derivative;
-      }
+      for (int e = 0; e < 4; ++e) dP[m][n][e] -= delta(m, n, e);
     }
   }
+  change_scores(S, block, row, column, dP);
   weights_of(S, block, row, column, begin, lse);
 #pragma unroll
   for (int m = 0; m < M; ++m) {

@@ -19,12 +19,12 @@ namespace fused_attention::cuda::sm80 {
 struct KeyBlock {
   Sequence seq;
   int b, h_kv;
-  int begin;      // first key, inside the sequence
-  int rows;       // of the tensors in this sequence; those behind seq.len_k get zeros
-  Band band;      // transposed: queries that a key sees
-  Range queries;  // visible to any key of the block
-  Range full;     // visible to all
-  bool behind;    // the rows behind the last sequence
+  int begin;            // first key, inside the sequence
+  int rows;             // of the tensors in this sequence; those behind seq.len_k get zeros
+  Band band;            // transposed: queries that a key sees
+  ColumnRange queries;  // visible to any key of the block
+  ColumnRange full;     // visible to all
+  bool behind;          // the rows behind the last sequence
 
   __device__ KeyBlock(const AttentionParams& p, const TileIndex& index, int block_rows)
       : b(static_cast<int>(index.head / static_cast<uint32_t>(p.heads_kv))),
@@ -35,8 +35,8 @@ struct KeyBlock {
     rows = static_cast<int>(key_rows(p, b, seq));
     band = transposed(seq.band);
     const int64_t end = min(int64_t{begin} + block_rows, seq.len_k);
-    queries = band_kv_range(band, begin, end, seq.len_q);
-    full = band_full_kv_range(band, begin, end, seq.len_q);
+    queries = column_range(band_kv_range(band, begin, end, seq.len_q));
+    full = column_range(band_full_kv_range(band, begin, end, seq.len_q));
   }
 };
 
@@ -150,7 +150,7 @@ __device__ __forceinline__ void sum_key_gradients(const BackwardArguments& args,
   const int group = static_cast<int>(p.heads_q / p.heads_kv);
   int h = block.h_kv * group;
   const int last_h = h + group - 1;
-  const int first = first_step(block.queries), end = static_cast<int>(block.queries.end);
+  const int first = first_step(block.queries), end = block.queries.end;
   const auto load_queries = [&](int head, int begin, uint32_t stage) {
     load_tile<DIM, BLOCK_Q, THREADS>(
         smem.Q(stage), rows_of(p.query, block.b, head, seq.q_start, seq.len_q, p.head_dim, aligned),

@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
   const int warp_row = threadIdx.x / 32 * 16 * M;
   const int query = block.begin + warp_row + threadIdx.x % 32 / 4;  // this thread's first row
   const uint32_t warp_tile = Q_smem + warp_row * ROW_BYTES;
-  const FragmentAddress<DIM> Q_frag = fragment_by_rows<DIM>(warp_tile);
-  const FragmentAddress<DIM> dO_frag = fragment_by_rows<DIM>(dO_smem + warp_row * ROW_BYTES);
+  FragmentAddress<DIM> Q_frag = fragment_by_rows<DIM>(warp_tile);
+  FragmentAddress<DIM> dO_frag = fragment_by_rows<DIM>(dO_smem + warp_row * ROW_BYTES);
 
   float lse[M][2], delta[M][2];
 #pragma unroll
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
                           alibi_slope_of(p, block.b, block.h)};
   float dQ[M][DIM / 8][4];
   clear(dQ);
-  const int key_end = static_cast<int>(block.keys.end);
+  const int key_end = block.keys.end;
   int key = first_step(block.keys);
   uint32_t stage = 0;
   if (key < key_end) {
@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
   }
 #pragma unroll 1
   for (; key < key_end; key += BLOCK_KV, stage ^= 1) {
+    Q_frag.start_step();
+    dO_frag.start_step();
     ptx::copy_async_wait<0>();
     __syncthreads();  // this stage is there for all, the other one has been used
     const uint32_t K_smem = stages + stage * STAGE_BYTES;

@@ -123,9 +123,9 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
   const int warp_row = threadIdx.x / 32 * 16 * M;
   const int query = block.begin + warp_row + threadIdx.x % 32 / 4;  // this thread's first row
   const uint32_t warp_tile = Q_smem + warp_row * Tile<DIM>::ROW_BYTES;
-  const FragmentAddress<DIM> Q_frag = fragment_by_rows<DIM>(warp_tile);
-  const FragmentAddress<DIM> K_frag = fragment_by_columns<DIM>(K_smem);
-  const FragmentAddress<DIM> V_frag = fragment_by_rows<DIM>(V_smem);
+  FragmentAddress<DIM> Q_frag = fragment_by_rows<DIM>(warp_tile);
+  FragmentAddress<DIM> K_frag = fragment_by_columns<DIM>(K_smem);
+  FragmentAddress<DIM> V_frag = fragment_by_rows<DIM>(V_smem);
   const ScoreBlock scores{seq.band, static_cast<int>(seq.len_k), block.full_keys, args.terms,
                           alibi_slope_of(p, block.b, block.h)};
 
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
 #pragma unroll
   for (int m = 0; m < M; ++m) rows[m] = start_rows(p, args.terms, block.h);
 
-  const int key_end = static_cast<int>(block.keys.end);
+  const int key_end = block.keys.end;
   int key = first_step(block.keys);
   if (key < key_end) {
     load_tile<DIM, Config::BLOCK_Q, THREADS>(Q_smem, queries, block.begin);
@@ -144,6 +144,9 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
   }
 #pragma unroll 1
   for (; key < key_end; key += BLOCK_KV) {
+    Q_frag.start_step();
+    K_frag.start_step();
+    V_frag.start_step();
     ptx::copy_async_wait<0>();
     __syncthreads();  // K (at first Q, too) is there for all; V of the step before has been used
     load_tile<DIM, BLOCK_KV, THREADS>(V_smem, values, key);

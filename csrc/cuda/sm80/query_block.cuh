@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../common/mask_fragment.cuh"
 #include "../common/sequence.h"
 #include "../common/tile_order.h"
 
@@ -9,11 +10,11 @@ namespace fused_attention::cuda::sm80 {
 struct QueryBlock {
   Sequence seq;
   int b, h, h_kv;
-  int begin;        // first query, inside the sequence
-  int rows;         // that exist
-  Range keys;       // visible to any of them
-  Range full_keys;  // visible to all of them: no mask is needed inside
-  bool behind;      // the rows behind the last sequence
+  int begin;              // first query, inside the sequence
+  int rows;               // that exist
+  ColumnRange keys;       // visible to any of them
+  ColumnRange full_keys;  // visible to all of them: no mask is needed inside
+  bool behind;            // the rows behind the last sequence
 
   __device__ QueryBlock(const AttentionParams& p, const TileIndex& index, int block_rows)
       : b(static_cast<int>(index.head / static_cast<uint32_t>(p.heads_q))),
@@ -23,8 +24,8 @@ struct QueryBlock {
         behind(b == p.batch) {
     seq = clipped_sequence(p, b);
     rows = min(static_cast<int>(seq.len_q) - begin, block_rows);
-    keys = band_kv_range(seq.band, begin, begin + rows, seq.len_k);
-    full_keys = band_full_kv_range(seq.band, begin, begin + rows, seq.len_k);
+    keys = column_range(band_kv_range(seq.band, begin, begin + rows, seq.len_k));
+    full_keys = column_range(band_full_kv_range(seq.band, begin, begin + rows, seq.len_k));
   }
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../common/mask_fragment.cuh"
+#include "../common/online_softmax.cuh"
 #include "fused_attention/params.h"
 
 // From products to scores, a warp's fragments at a time; forward and both backward kernels come
@@ -11,32 +12,30 @@ namespace fused_attention::cuda::sm80 {
 // band, keys (dK, dV).
 struct ScoreBlock {
   Band band;
-  int columns;  // that exist
-  Range full;   // columns that all rows of the thread block see
+  int columns;       // that exist
+  ColumnRange full;  // columns that all rows of the thread block see
   ScoreTerms terms;
   float alibi_slope;
 };
 
 // The first column of the first step: groups of 32 keys share random bits.
-__device__ inline int first_step(const Range& columns) {
-  return static_cast<int>(columns.begin) / 32 * 32;
-}
+__device__ inline int first_step(const ColumnRange& columns) { return columns.begin / 32 * 32; }
 
-// q . k becomes scores. `row` and `column`: of the thread's first element.
+// q . k becomes scores; `slope`, when given, is multiplied by the derivative of the softcap. `row`
+// and `column`: of the thread's first element.
 template <int M, int N>
 __device__ __forceinline__ void change_scores(float (&S)[M][N][4], const ScoreBlock& block, int row,
-                                              int column) {
+                                              int column, float (*slope)[N][4] = nullptr) {
   if (!block.terms.changed) return;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
-    const int position = position_of(block.band, row + m * 16);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int distance = position + e / 2 * 8 - (column + n * 8 + e % 2);
-        S[m][n][e] = score_of(block.terms, S[m][n][e], block.alibi_slope, distance).value;
-      }
+    const float factors[2] = {block.terms.scale, block.terms.scale};
+    rescale_rows(S[m], factors);
+    if (block.terms.softcap > 0.0f) {
+      apply_softcap(S[m], block.terms.softcap, slope == nullptr ? nullptr : slope[m]);
+    }
+    if (block.alibi_slope != 0.0f) {
+      add_alibi(S[m], block.alibi_slope, position_of(block.band, row + m * 16) - column);
     }
   }
 }
@@ -46,12 +45,9 @@ template <int M, int N>
 __device__ __forceinline__ void mask_scores(float (&S)[M][N][4], const ScoreBlock& block, int row,
                                             int column, int begin) {
   if (block.full.begin <= begin && begin + N * 8 <= block.full.end) return;
+  const VisibleFrom visible = visible_from(block.band, row, column, block.columns);
 #pragma unroll
-  for (int m = 0; m < M; ++m) {
-    const ColumnRange seen[2] = {visible_columns(block.band, row + m * 16, block.columns),
-                                 visible_columns(block.band, row + m * 16 + 8, block.columns)};
-    mask_fragment(S[m], column, seen);
-  }
+  for (int m = 0; m < M; ++m) mask_fragment(S[m], visible, m * 16);
 }
 
 __device__ __forceinline__ float alibi_slope_of(const AttentionParams& p, int b, int h) {

@@ -126,6 +126,9 @@ struct FragmentAddress {
 
   __device__ __forceinline__ FragmentAddress(uint32_t tile, int row, int half)
       : base(tile + Tile<DIM>::Layout::offset(row, half)) {}
+  // At the beginning of a loop: what at() makes of the base is then worked out again in each step
+  // instead of being kept in registers through the loop.
+  __device__ __forceinline__ void start_step() { base = ptx::hidden(base); }
   // `row`: a constant multiple of 16, `step`: a constant number of 16 columns.
   __device__ __forceinline__ uint32_t at(int row, int step) const {
     return (base ^ (step % STEPS_PER_GROUP * 32)) + row * Tile<DIM>::ROW_BYTES +
