@@ -10,6 +10,7 @@ import torch
 
 from fused_attention import _ext, explain
 from fused_attention.backends import ORDER, cuda_sm80
+from fused_attention.backends.call import Call
 from fused_attention.support import sample_problem
 
 PLAIN = sample_problem("cuda", "bf16")
@@ -52,6 +53,14 @@ def test_runs_every_feature_but_a_bias(feature):
 )
 def test_reasons(problem, reason):
     assert cuda_sm80.why_not(problem) == [reason]
+
+
+@pytest.mark.usefixtures("usable")
+def test_decoding_has_the_same_reasons():
+    assert cuda_sm80.decode_why_not(PLAIN) == []
+    for changed in ({"dtype": torch.float32}, {"head_dim": 257}, {"device_type": "cpu"}):
+        problem = PLAIN._replace(**changed)
+        assert cuda_sm80.decode_why_not(problem) == cuda_sm80.why_not(problem) != []
 
 
 @pytest.mark.usefixtures("usable")
@@ -117,6 +126,31 @@ def test_forced_on_the_cpu_it_gives_its_reasons():
     told = explain(query, query, query, backend="cuda_sm80")
     assert told.chosen is None
     assert "runs on CUDA tensors, got cpu" in told.reasons["cuda_sm80"]
+
+
+def test_operators_get_the_call_in_its_order_and_what_they_write(monkeypatch):
+    """Their argument names are looked at in cuda/test_library.py."""
+    given = {}
+
+    class Operators:
+        def __getattr__(self, name):
+            return lambda *arguments: given.update({name: arguments})
+
+    monkeypatch.setattr(torch.ops, "fused_attention", Operators(), raising=False)
+    tensors = [torch.randn(1, 2, 3, 8, dtype=torch.bfloat16) for _ in range(3)]
+    call = Call(*tensors, *(None,) * 8, 3, 3, 0.5, 0.0, 1, 2, 0, 0.0)
+    out, lse = cuda_sm80.forward(call)
+    assert given["cuda_sm80_forward"][: len(call)] == call
+    assert given["cuda_sm80_forward"][len(call) :] == (out, lse)
+    assert out.shape == (1, 2, 3, 8) and lse.dtype == torch.float32
+
+    upstream = (torch.randn_like(out), None)
+    grads = cuda_sm80.backward(call, *upstream, out, lse, False)
+    arguments = given["cuda_sm80_backward"]
+    assert arguments[: len(call)] == call
+    assert arguments[len(call) : len(call) + 4] == (out, lse, *upstream)
+    assert arguments[-3:] == (grads.query, grads.key, grads.value)
+    assert arguments[-4].shape == lse.shape and grads.bias is None and grads.sinks is None
 
 
 def test_neither_import_nor_a_call_on_the_cpu_initialises_cuda():

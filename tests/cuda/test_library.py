@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 from cuda.library import cuda_library
 
-OPERATORS = ("cuda_sm80_forward", "cuda_sm80_backward", "cuda_decode")
+from fused_attention.backends.call import Call
 
 
 def symbols(*options: str) -> list[str]:
@@ -18,19 +19,54 @@ def symbols(*options: str) -> list[str]:
     return [line.split()[-1] for line in listed.splitlines()]
 
 
-@pytest.mark.slow
-def test_loads_beside_this_torch_and_registers_its_operators():
-    code = f"""
-import torch
-torch.ops.load_library({str(cuda_library())!r})
-for name in {OPERATORS}:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    assert has("fused_attention::" + name, "CUDA"), name
+CALL = (
+    *("query", "key", "value", "bias", "alibi_slopes", "sinks", "kv_lengths", "cu_seqlens_q"),
+    *("cu_seqlens_k", "band_offsets", "rng_state", "max_seqlen_q", "max_seqlen_k", "scale"),
+    *("softcap", "left", "right", "offset", "dropout_p"),
+)
+DECODE_CALL = (
+    *("query", "key_cache", "value_cache", "key", "value", "cache_lengths", "cache_batch"),
+    *("cache_starts", "block_table", "rotary_cos", "rotary_sin", "alibi_slopes", "sinks"),
+    *("scale", "softcap", "left", "right", "rotary_interleaved", "splits", "batch_invariant"),
+)
+GRADIENTS = ("delta", "grad_query", "grad_key", "grad_value")
+ARGUMENTS = {
+    "cuda_sm80_forward": (*CALL, "out", "lse"),
+    "cuda_sm80_backward": (*CALL, "out", "lse", "grad_out", "grad_lse", *GRADIENTS),
+    "cuda_decode": (*DECODE_CALL, "out", "lse"),
+}
+WRITTEN = {
+    "cuda_sm80_forward": {"out", "lse"},
+    "cuda_sm80_backward": set(GRADIENTS),
+    "cuda_decode": {"key_cache", "value_cache", "out", "lse"},
+}
+
+
+# In a process of its own: the tests' may have loaded the package's library, with these operators.
+LOAD = f"""
+import json, torch
+torch.ops.load_library({{library!r}})
+told = {{}}
+for name in {tuple(ARGUMENTS)}:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("fused_attention::" + name, "CUDA"), name
+    arguments = getattr(torch.ops.fused_attention, name).default._schema.arguments
+    told[name] = [(a.name, bool(a.alias_info and a.alias_info.is_write)) for a in arguments]
 assert isinstance(torch.ops.fused_attention.cuda_driver_error(), str)
 assert not torch.cuda.is_initialized()
+print(json.dumps(told))
 """
+
+
+@pytest.mark.slow
+def test_loads_beside_this_torch_with_operators_that_take_a_call():
+    """The backend hands `*call` on, so the names have to stand in the order of its fields."""
+    code = LOAD.replace("{library!r}", repr(str(cuda_library())))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert Call._fields == CALL
+    for name, arguments in json.loads(run.stdout).items():
+        assert tuple(argument for argument, _ in arguments) == ARGUMENTS[name]
+        assert {argument for argument, written in arguments if written} == WRITTEN[name]
 
 
 @pytest.mark.slow

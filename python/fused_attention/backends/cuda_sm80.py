@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 def why_not(problem: Problem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
-    reasons = list(_ext.cuda_unavailable())
-    if problem.device_type != "cuda":
-        reasons.append(f"runs on CUDA tensors, got {problem.device_type}")
-    if problem.dtype not in DTYPES:
-        reasons.append(f"computes in fp16 and bf16, got {problem.dtype}".replace("torch.", ""))
-    widest = max(problem.head_dim, problem.value_dim)
-    if widest > MAX_HEAD_DIM:
-        reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
+    reasons = _shared_reasons(problem)
     if problem.bias_shape is not None:
         reasons.append("takes no bias")
     return reasons
@@ -51,8 +44,38 @@ def backward(
     """Gradients of one call. `out` and `lse` may be a global merge of several forwards."""
     delta = torch.empty_like(lse)
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
-    torch.ops.fused_attention.cuda_sm80_backward(
-        *call, out, lse, grad_out, grad_lse, delta, *grads
-    )
+    torch.ops.fused_attention.cuda_sm80_backward(*call, out, lse, grad_out, grad_lse, delta, *grads)
     grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grads[0], grads[1], grads[2], None, grad_sinks)
+
+
+def decode_why_not(problem: Any) -> list[str]:
+    """Reasons why these kernels cannot run a step of decoding; empty when they can.
+
+    Args:
+        problem: has the dtype, device_type, head_dim and value_dim of a Problem.
+    """
+    return _shared_reasons(problem)
+
+
+def decode(call: Any) -> tuple[Tensor, Tensor]:
+    """(out, lse) of one step of decoding; new keys and values are stored in the caches.
+
+    Args:
+        call: a tuple in the order of the operator's arguments, with empty_out() and empty_lse().
+    """
+    out, lse = call.empty_out(), call.empty_lse()
+    torch.ops.fused_attention.cuda_decode(*call, out, lse)
+    return out, lse
+
+
+def _shared_reasons(problem: Any) -> list[str]:
+    reasons = list(_ext.cuda_unavailable())
+    if problem.device_type != "cuda":
+        reasons.append(f"runs on CUDA tensors, got {problem.device_type}")
+    if problem.dtype not in DTYPES:
+        reasons.append(f"computes in fp16 and bf16, got {problem.dtype}".replace("torch.", ""))
+    widest = max(problem.head_dim, problem.value_dim)
+    if widest > MAX_HEAD_DIM:
+        reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
+    return reasons
