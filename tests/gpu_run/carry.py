@@ -72,8 +72,14 @@ def unpack(wheel: Path, site: Path) -> None:
 
 
 def tool_wheels(folder: Path) -> dict[str, Path]:
-    """Distribution name -> wheel."""
-    return {path.name.partition("-")[0]: path for path in (folder / TOOLS).glob("*.whl")}
+    """Distribution name -> wheel, of those that this Python can use."""
+    own = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheels = {}
+    for path in (folder / TOOLS).glob("*.whl"):
+        name, *_, python, abi, _ = path.stem.split("-")
+        if python.startswith("py") or python == own or abi == "abi3":
+            wheels[name] = path
+    return wheels
 
 
 def prepare(root: Path, folder: Path, python: str) -> int:
@@ -90,7 +96,8 @@ def prepare(root: Path, folder: Path, python: str) -> int:
     if done.returncode:
         print("the tools' wheels could not be fetched: a runner must have them", file=sys.stderr)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 1e6:.1f} MB, {wheel.name} and {len(tool_wheels(folder))} tools")
+    tools = len(list((folder / TOOLS).glob("*.whl")))
+    print(f"{folder}: {size / 1e6:.1f} MB, {wheel.name} and {tools} tools")
     if size > LARGEST_BYTES:
         print(f"that is more than {LARGEST_BYTES / 1e6:.0f} MB", file=sys.stderr)
         return 1

@@ -14,6 +14,9 @@ from gpu_run.context import FAILED, OK, SKIPPED, Context, Result
 PROGRESS = "matrix.jsonl"
 SILENCE_S = 75.0  # longest time between two tests; the first compilation by Triton takes long
 SHOWN = 5
+# What a file with tests for GPUs has in it. Others are not even imported: they may need tools that
+# a runner lacks.
+GPU_WORDS = ("mark.gpu", "from places import", "gpu_backend")
 BAD = ("failed", "crashed", "hung")
 
 
@@ -70,6 +73,9 @@ def run_matrix(context: Context, limit_s: float) -> Result:
     missing = [m for m in ("pytest", "hypothesis") if not context.modules.get(m)]
     if missing:
         return check_instead(context, limit_s, missing)
+    files = gpu_test_files(context.root / "tests")
+    if not files:
+        return Result(FAILED, "no file has tests that are marked gpu")
     path = context.fresh(PROGRESS)
     path.touch()
     end = context.runner.elapsed() + limit_s
@@ -78,7 +84,7 @@ def run_matrix(context: Context, limit_s: float) -> Result:
         left = end - context.runner.elapsed()
         if left < 10.0:
             break
-        hung = _run_pytest(context, path, left)
+        hung = _run_pytest(context, files, path, left)
         after = _read(path)
         for test in after.begun:
             lost = {"event": "lost", "test": test, "outcome": "hung" if hung else "crashed"}
@@ -89,13 +95,20 @@ def run_matrix(context: Context, limit_s: float) -> Result:
     return judge(_read(path))
 
 
-def _run_pytest(context: Context, path: Path, left: float) -> bool:
+def gpu_test_files(tests: Path) -> list[Path]:
+    """The files below `tests` in which there may be tests for GPUs."""
+    own = Path(__file__).resolve().parent
+    found = [path for path in sorted(tests.rglob("test_*.py")) if own not in path.parents]
+    return [path for path in found if any(word in path.read_text() for word in GPU_WORDS)]
+
+
+def _run_pytest(context: Context, files: list[Path], path: Path, left: float) -> bool:
     """One run of pytest over the tests that have not been begun; True if it had to be killed."""
     context.environment["GPU_RUN_PROGRESS"] = str(path)
     context.environment["GPU_RUN_STOP_AFTER"] = str(left - 8.0)
     options = ["-m", "gpu", "-p", "gpu_run.progress", "--no-header", "--tb=short", "-q"]
     options += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    options.append(str(context.root / "tests"))
+    options += map(str, files)
     outcome = context.module(
         "matrix", "pytest", left, *options, sign_of_life=path, silence_s=SILENCE_S
     )

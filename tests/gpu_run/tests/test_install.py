@@ -103,6 +103,15 @@ def test_without_pytest_it_goes_on_and_says_so(checkout):
     assert checkout.modules["pytest"] is False
 
 
+def test_tools_of_another_python_are_left_alone(checkout):
+    folder = checkout.carry / carry.TOOLS
+    for name in ("old-1-cp36-cp36m-linux.whl", "any-1-cp39-abi3-linux.whl"):
+        write_wheel(folder / name, {"x.py": ""})
+    own = f"own-1-cp3{sys.version_info.minor}-cp3{sys.version_info.minor}-linux.whl"
+    write_wheel(folder / own, {"x.py": ""})
+    assert carry.tool_wheels(checkout.carry).keys() == {"some_tool", "any", "own"}
+
+
 def test_reasons_not_to_use_what_is_carried(checkout):
     def why_not():
         return carry.why_not_carried(checkout.root, checkout.carry)

@@ -61,16 +61,17 @@ def test_a_crash_does_not_hide_the_other_tests(toy):
 def test_passed_tests_are_a_success_and_none_is_not(toy):
     result = toy("pass", "pass_too")
     assert (result.status, result.what) == (OK, "2 passed, 1 skipped")
-    nothing = toy(source="def test_of_something_else(): pass")
+    nothing = toy(source="def test_of_something_else(): pass  # not mark.gpu")
     assert (nothing.status, nothing.what) == (FAILED, "no test was collected")
-    broken = toy(source="import no_such_module")
+    assert toy(source="").what == "no file has tests that are marked gpu"
+    broken = toy(source="import no_such_module  # mark.gpu")
     assert broken.status == FAILED and "test_toy.py" in broken.what
 
 
 def test_pytest_begins_again_after_a_hang_and_does_not_try_for_ever(context, monkeypatch):
     runs = []
 
-    def hangs_in_two_tests(context: Context, path: Path, left: float) -> bool:
+    def hangs_in_two_tests(context: Context, files: list[Path], path: Path, left: float) -> bool:
         runs.append(left)
         context.runner.now += 20.0
         known = Progress.read(path.read_text().splitlines()).outcomes
@@ -86,6 +87,13 @@ def test_pytest_begins_again_after_a_hang_and_does_not_try_for_ever(context, mon
     assert runs == [200.0, 180.0, 160.0], "the third has brought nothing new"
     assert result.status == FAILED
     assert result.data["counts"] == {"hung": 2, "not reached": 7}
+
+
+def test_the_files_with_tests_for_gpus_are_found():
+    names = {path.relative_to(TESTS).as_posix() for path in matrix.gpu_test_files(TESTS)}
+    assert {"backends/test_accuracy.py", "backends/test_gpu_features.py"} <= names
+    assert {"backends/test_gpu_decode.py", "cuda/test_gpu_decode.py"} <= names
+    assert "test_masks.py" not in names
 
 
 def test_out_of_time_tells_what_was_not_reached():
