@@ -97,15 +97,21 @@ class BulkEngine:
         return self.wave.shared_shadow.granules(tile.units, _UNIT)
 
     def step(self) -> bool:
-        """Performs one load that has been issued, without a seed all; False if there is none."""
-        if not self.queue:
+        """Performs loads that have been issued: all, or with a seed some of them, in any order.
+
+        False if there are none.
+        """
+        random, loads = self.wave.random, self.queue
+        if not loads:
             return False
-        if self.wave.random is None:
-            for load in self.queue:
-                self.perform(*load)
-            self.queue.clear()
-        else:
-            self.perform(*self.queue.pop(int(self.wave.random.integers(len(self.queue)))))
+        self.queue = []
+        if random is not None:
+            order = random.permutation(len(loads))
+            some = int(random.integers(1, len(loads) + 1))
+            self.queue = [loads[n] for n in order[some:]]
+            loads = [loads[n] for n in order[:some]]
+        for load in loads:
+            self.perform(*load)
         return True
 
     def perform(self, row: int, tile: Tile, data: np.ndarray, block: int, barrier: int) -> None:

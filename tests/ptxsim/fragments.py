@@ -77,9 +77,9 @@ def c_16(columns: int) -> np.ndarray:
 
 @functools.cache
 def inverse(layout: str, size: int) -> np.ndarray:
-    """For every element of the tile, its place in [register][half][lane]."""
+    """For every element of the tile, its place in [register][lane][half], as memory has it."""
     table = {"a_16": a_16, "b_16": b_16, "a_32": a_32, "b_32": b_32, "c_32": c_32, "c_16": c_16}
-    places = table[layout](size).reshape(-1)
+    places = table[layout](size).transpose(0, 2, 1).reshape(-1)
     out = np.empty_like(places)
     out[places] = np.arange(len(places))
     return out

@@ -42,7 +42,9 @@ def to_float(bits: np.ndarray, kind: str) -> np.ndarray:
     """uint16 bits of f16 or bf16 as float32."""
     if kind == "bf16":
         return bf16_to_f32(bits)
-    return np.ascontiguousarray(bits).astype(np.uint16).view(np.float16).astype(np.float32)
+    return (
+        np.ascontiguousarray(bits).astype(np.uint16, copy=False).view(np.float16).astype(np.float32)
+    )
 
 
 def to_bits(value: np.ndarray, kind: str, mode: str = "rn") -> np.ndarray:

@@ -154,7 +154,7 @@ def _run(
         for missing in range(len(part), width):
             wave.pc[missing::width] = DONE
         if shadow is None:
-            shadow = GlobalShadow(memory.bytes.size, program.global_granule, wave.clocks)
+            shadow = GlobalShadow(memory.top, program.global_granule, wave.clocks)
             shadow.forget(memory.unwritten)
         else:
             shadow.next_wave(wave.clocks)

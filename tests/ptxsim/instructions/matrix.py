@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import fragments
 from ..errors import UnknownInstructionError
-from ..halves import pack, to_tf32, unpack
+from ..halves import pack, to_float, to_tf32
 from ..memory import SHARED_BASE
 from ..parse import Instruction
 from ..registers import LANES, Gang, Operands, Read
@@ -100,12 +100,12 @@ def gather(
     values = np.empty((warps, len(reads), LANES), np.uint32)
     for number, read in enumerate(reads):
         values[:, number] = read(wave, gang)
+    order = fragments.inverse(layout, size)
     if kind in ("f16", "bf16"):
-        low, high = unpack(values, kind)
-        flat = np.stack([low, high], 2).reshape(warps, -1)
-    else:
-        flat = (to_tf32(values) if kind == "tf32" else values.view(np.float32)).reshape(warps, -1)
-    return flat[:, fragments.inverse(layout, size)]
+        halves = values.reshape(warps, -1).view(np.uint16)
+        return to_float(np.take(halves, order, 1), kind)
+    words = np.take(values.reshape(warps, -1), order, 1)
+    return to_tf32(words) if kind == "tf32" else words.view(np.float32)
 
 
 def _checked_shape(found: Instruction) -> tuple[int, str, str, str]:
@@ -144,7 +144,7 @@ def mma(ops: Operands, found: Instruction) -> Any:
             for number, write in enumerate(writes):
                 write(wave, gang, pack(halves[:, number, 0], halves[:, number, 1], "f16"))
             return
-        values = product[:, places[:, 0]]
+        values = np.take(product, places[:, 0], 1)
         for number, write in enumerate(writes):
             write(wave, gang, values[:, number] + c[number](wave, gang))
 
