@@ -53,23 +53,23 @@ def install(context: Context, limit_s: float) -> Result:
         how = f"built here ({why_not})"
         problem = build(context, limit_s)
         if problem:
-            return Result(FAILED, f"{why_not}; make setup: {problem}")
+            return Result(FAILED, f"make setup: {problem}; {why_not}")
         context.python = str(context.root / ".venv" / "bin" / "python")
     context.environment["PYTHONPATH"] = os.pathsep.join((str(site), tests))
-    unpack_tools(context, site)
+    unpack_tools(context, site, end - context.runner.elapsed())
     facts = probe(context, end - context.runner.elapsed())
     if facts is None:
-        return Result(FAILED, f"{how}; that Python cannot import it", None)
+        return Result(FAILED, f"{context.python} cannot say what it sees; {how}")
     context.modules = facts["modules"]
     facts["how"] = how
     missing = [m for m in ("torch", "fused_attention") if not facts["modules"][m]]
     if missing:
-        return Result(FAILED, f"{how}; {' and '.join(missing)} cannot be imported", facts)
+        return Result(FAILED, f"{' and '.join(missing)} cannot be imported; {how}", facts)
     what = f"{how}; torch {facts['torch']}, triton {facts.get('triton', 'none')}"
     lacking = [m for m in ("pytest", "hypothesis") if not facts["modules"][m]]
     what += f", without {' and '.join(lacking)}" if lacking else ""
     if facts["gpu"] is None:
-        return Result(FAILED, f"{what}: torch finds no GPU", facts)
+        return Result(FAILED, f"torch finds no GPU; {what}", facts)
     return Result(OK, what, facts)
 
 
@@ -93,21 +93,21 @@ def build(context: Context, limit_s: float) -> str | None:
     return None if outcome.ok else f"exit status {outcome.code}"
 
 
-def unpack_tools(context: Context, site: Path) -> None:
+def unpack_tools(context: Context, site: Path, limit_s: float) -> None:
     """Whatever the Python in use lacks and the carried folder has."""
-    lacking = missing_distributions(context, list(carry.tool_wheels(context.carry)))
-    for name, wheel in carry.tool_wheels(context.carry).items():
-        if name in lacking:
-            carry.unpack(wheel, site)
+    wheels = carry.tool_wheels(context.carry)
+    for name in missing_distributions(context, list(wheels), limit_s):
+        carry.unpack(wheels[name], site)
 
 
-def missing_distributions(context: Context, names: list[str]) -> list[str]:
+def missing_distributions(context: Context, names: list[str], limit_s: float) -> list[str]:
+    """Those of the names under which nothing is installed."""
     code = (
         "import importlib.metadata as m, json, sys\n"
         "have = {d.metadata['Name'].lower().replace('-', '_') for d in m.distributions()}\n"
         "print(json.dumps([n for n in sys.argv[1:] if n.lower() not in have]))"
     )
-    answer = ask_python(context, code, 30.0, *names)
+    answer = ask_python(context, code, limit_s, *names)
     return [] if answer is None else answer
 
 

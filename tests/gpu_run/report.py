@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REPORT = "report.json"
-WIDEST_CELL = 100
+WIDEST_CELL = 150
 
 
 class Ended(NamedTuple):

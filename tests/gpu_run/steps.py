@@ -29,7 +29,7 @@ def smoke(context: Context, limit_s: float) -> Result:
     outcome = context.module("smoke", "gpu_run.calls", limit_s, "--json", path)
     data = read_json(path)
     if data is None:
-        return Result(FAILED, f"gpu_run.calls: {how(outcome)}")
+        return without_answer(context, "smoke", outcome)
     wrong = [line for line in data["lines"] if not line["ok"]]
     if not data["backends"] or not data["lines"]:
         return Result(FAILED, f"no backend runs here: {data['reasons']}", data)
@@ -67,7 +67,7 @@ def races(context: Context, limit_s: float) -> Result:
     outcome = context.module("races", "gpu_run.repeat", limit_s, *arguments)
     data = read_json(path)
     if data is None:
-        return Result(FAILED, f"gpu_run.repeat: {how(outcome)}")
+        return without_answer(context, "races", outcome)
     differing = [line["name"] for line in data["lines"] if line["differing"]]
     fewest = min((line["repeats"] for line in data["lines"]), default=0)
     what = f"{len(data['lines'])} calls repeated {fewest} times or more, {len(differing)} differ"
@@ -81,7 +81,7 @@ def benchmark(context: Context, limit_s: float) -> Result:
     outcome = context.module("benchmark", "gpu_run.bench", limit_s, *arguments)
     data = read_json(path)
     if data is None:
-        return Result(FAILED, f"gpu_run.bench: {how(outcome)}")
+        return without_answer(context, "benchmark", outcome)
     return Result(OK if outcome.ok else FAILED, data["summary"], {"file": path.name})
 
 
@@ -93,11 +93,18 @@ def conformance(context: Context, limit_s: float) -> Result:
     outcome = context.module("conformance", "ptxsim.conformance", limit_s, "--json", path)
     data = read_json(path)
     if data is None:
-        return Result(FAILED, f"ptxsim.conformance: {how(outcome)}")
+        return without_answer(context, "conformance", outcome)
     answers = [case.get("device") for case in data["cases"]]
     agree, other = answers.count("agrees"), answers.count("not for this GPU")
     what = f"{agree} of {len(answers) - other} kernels agree, {other} are for another GPU"
     return Result(OK if outcome.ok and agree else FAILED, what, data)
+
+
+def without_answer(context: Context, name: str, outcome: Any) -> Result:
+    """The result of a program that has left no JSON: how it ended and what it said last."""
+    lines = (context.out / f"{name}.log").read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return Result(FAILED, f"{how(outcome)}: {last}")
 
 
 def how(outcome: Any) -> str:
@@ -126,14 +133,14 @@ def steps(carried: bool) -> tuple[Step, ...]:
         carried: whether nothing has to be built.
     """
     setup = (
-        Step("install", "unpack what was built", 10, 30, install, ("machine",))
+        Step("install", "unpack what was built", 30, 60, install, ("machine",))
         if carried
         else Step("install", "build the kernels for this GPU", 90, 200, install, ("machine",))
     )
     return (
-        Step("machine", "find a GPU", 0, 1, find_gpu, needs=()),
+        Step("machine", "find a GPU", 1, 2, find_gpu, needs=()),
         setup,
-        Step("smoke", "forward, backward, decoding once by every backend", 20, 45, smoke),
+        Step("smoke", "forward, backward, decoding once by every backend", 25, 45, smoke),
         Step("matrix", "every test that is marked gpu", 80, 200, run_matrix),
         _sanitizer("memcheck", "no access beyond a tensor", 40, 75),
         Step("races", f"{REPEATS} repeats must be equal bit by bit", 20, 40, races),

@@ -143,7 +143,9 @@ def test_the_probe_runs_in_this_python(context):
     assert facts["modules"]["torch"] and facts["modules"]["pytest"]
     assert facts["package"].endswith("fused_attention/__init__.py")
     assert "cpu" in {info["name"] for info in facts["backends"]}
-    assert install.missing_distributions(context, ["pytest", "no_such_tool"]) == ["no_such_tool"]
+    assert install.missing_distributions(context, ["pytest", "no_such_tool"], 60.0) == [
+        "no_such_tool"
+    ]
     assert install.ask_python(context, "import no_such_module", 60.0) is None
 
 

@@ -130,8 +130,8 @@ def test_time_and_a_dead_gpu_end_the_session(tmp_path, monkeypatch):
 
 def test_without_pytest_the_command_line_s_check_runs(context):
     context.modules["pytest"] = False
-    context.runner.gives("fused_attention.cli", {})
+    context.runner.gives("fused_attention.cli")
     result = run_matrix(context, 60.0)
     assert result.status == SKIPPED and "without pytest" in result.what
-    context.runner.gives("fused_attention.cli", {}, code=1)
+    context.runner.gives("fused_attention.cli", code=1)
     assert run_matrix(context, 60.0).status == FAILED

@@ -18,7 +18,7 @@ def step(name: str, least_s: float, most_s: float) -> Step:
 @pytest.mark.parametrize("seconds", [60, 120, 240, 300, 480])
 def test_the_plan_fits_and_keeps_the_most_important(seconds, carried):
     shares = plan(steps(carried), seconds)
-    assert sum(share.limit_s or 0.0 for share in shares) <= seconds - RESERVE_S
+    assert sum(share.limit_s or 0.0 for share in shares) <= seconds - RESERVE_S + 1e-6
     kept = [share.limit_s is not None for share in shares]
     assert kept == sorted(kept, reverse=True), "nothing is kept for which more important is dropped"
     for share in shares:

@@ -119,7 +119,7 @@ def test_a_session_where_all_is_right(context, monkeypatch):
             "RACECHECK SUMMARY: 1 hazard",
         ),
         ("benchmark", {"gpu_run__bench": {"data": {"summary": "x WRONG"}, "code": 1}}, "WRONG"),
-        ("benchmark", {"gpu_run__bench": {"code": 1}}, "exit status 1"),
+        ("benchmark", {"gpu_run__bench": {"code": 1, "prints": "out of memory\n"}}, "1: out of"),
         ("conformance", {"ptxsim__conformance": {"code": 3}}, "exit status 3"),
         ("conformance", {"ptxsim__conformance": {"data": {"cases": []}}}, "0 of 0 kernels"),
     ],
