@@ -14,12 +14,12 @@ WAIT = r"WAIT:\s*mbarrier\.try_wait[^;]*;\s*@!done bra WAIT;"
 
 # What the kernel does wrong by itself: its number of keys, and what is to be seen.
 FAULTS = {
-    "FULL_PARITY": (320, "deadlock"),
-    "EMPTY_PARITY": (320, "barrier"),
+    "FULL_PARITY": (320, "deadlock|race"),
+    "EMPTY_PARITY": (320, "barrier|race"),
     "FEWER_BYTES": (128, "deadlock"),
     "MORE_BYTES": (128, "deadlock"),
     "EMPTY_COUNT": (320, "deadlock"),
-    "ARRIVE_TWICE": (320, "barrier"),
+    "ARRIVE_TWICE": (320, "barrier|race"),
     "ARRIVE_EARLY": (320, "race"),
     "STAGE": (128, "race"),
     "K_STEP": (64, "numbers"),
@@ -41,7 +41,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "barrier before the store": (drop(r"bar\.sync\s+%r\d+, %r\d+"), "race"),
     "barrier behind mbarrier.init": (drop(r"bar\.sync\s+0"), "race"),
     "an mbarrier.init": (drop(r"mbarrier\.init", 1), "memory"),
-    "wait for an empty stage": (change(WAIT, "", 0), "barrier"),
+    "wait for an empty stage": (change(WAIT, "", 0), "barrier|race"),
     "wait for Q": (change(WAIT, "", 1), "race"),
     "wait for a full stage": (change(WAIT, "", 2), "race"),
     "wait for S": (drop(r"wgmma\.wait_group", 0), "race"),
