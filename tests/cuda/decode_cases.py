@@ -14,6 +14,7 @@ CASES = (
     Case("group_of_three", heads_q=6, heads_kv=2, lengths=(37, 64, 1)),
     Case("several_queries", len_q=3, heads_q=4),
     Case("two_row_tiles", len_q=3, heads_q=8, heads_kv=1),
+    Case("group_of_six_in_two_tiles", len_q=4, heads_q=6, heads_kv=1),
     Case("more_queries_than_keys", lengths=(2, 0), len_q=3, len_new=1),
     Case("both_sides", right=UNBOUNDED, len_q=3),
     Case("nothing_cached", lengths=(0, 0), heads_q=4),

@@ -119,9 +119,9 @@ __device__ __forceinline__ void load_key_tile(uint32_t stage, const Arguments& a
   const int lane = threadIdx.x % 32;
   // Lane i finds the place of key i, for all.
   const int key = tile * TILE_KEYS + lane % TILE_KEYS;
-  KeyPlace mine{-1, 0};
-  if (part.keys.begin <= key && key < part.keys.end) mine = place_of(args.step, cache, key);
   const int exists = part.keys.begin <= key && key < part.keys.end;
+  KeyPlace mine{0, 0};
+  if (exists) mine = place_of(args.step, cache, key);
   constexpr int ROWS_AT_ONCE = 32 / T::LANES;
 #pragma unroll
   for (int first = 0; first < TILE_KEYS; first += ROWS_AT_ONCE) {
