@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,19 @@ class FakeRunner(Runner):
         super().__init__(seconds, clock=lambda: self.now)
         self.answers: dict[str, Callable[..., Outcome]] = {}
         self.commands: list[list[str]] = []
-        self.limits: list[float] = []
+        self.environments: list[dict[str, str]] = []
 
-    def run(self, command: Sequence[str], log: Path, limit_s: float, *rest: Any, **more: Any):
+    def run(
+        self,
+        command: Sequence[str],
+        log: Path,
+        limit_s: float,
+        environment: Mapping[str, str],
+        *rest: Any,
+        **more: Any,
+    ) -> Outcome:
         self.commands.append(list(command))
-        self.limits.append(limit_s)
+        self.environments.append(dict(environment))
         with log.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")
         for part, answer in self.answers.items():

@@ -91,6 +91,10 @@ def test_a_session_where_all_is_right(context, monkeypatch):
     assert sum(one.limit_s for one in ended.values()) > 200
     tools = [c[c.index("--tool") + 1] for c in context.runner.commands if "--tool" in c]
     assert tools == ["memcheck", "synccheck", "racecheck"]
+    for command, environment in zip(
+        context.runner.commands, context.runner.environments, strict=True
+    ):
+        assert ("--tool" in command) == ("PYTORCH_NO_CUDA_MEMORY_CACHING" in environment)
     assert not report.failed(list(ended.values()))
 
 
