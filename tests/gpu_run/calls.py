@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from attention_case import AttentionCase
 
-from fused_attention import Band, attention, attention_varlen, backends, explain
+from fused_attention import Band, _ext, attention, attention_varlen, backends, explain
 from fused_attention.backends import ORDER, get
 from fused_attention.support import devices_of
 from gpu_run.decoding import HALF, decodes, decoding_step
@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {
         "backends": names_on(options.device),
         "reasons": {info.name: info.reason for info in backends() if not info.available},
+        "load_errors": [error for name in ("cpu", "cuda") if (error := _ext.load_error(name))],
         "lines": [],
     }
     options.json.write_text(json.dumps(report))

@@ -34,6 +34,8 @@ def smoke(context: Context, limit_s: float) -> Result:
     if not data["backends"] or not data["lines"]:
         return Result(FAILED, f"no backend runs here: {data['reasons']}", data)
     what = f"{', '.join(data['backends'])}: {len(data['lines'])} calls, {len(wrong)} wrong"
+    if data["load_errors"]:  # other backends must not hide that a library is of no use here
+        return Result(FAILED, f"{'; '.join(data['load_errors'])}; {what}", data)
     return Result(OK if outcome.ok and not wrong else FAILED, what, data)
 
 

@@ -71,6 +71,10 @@ def test_a_stale_wheel_is_not_used(checkout):
     checkout.runner.gives("make")
     result = install.install(checkout, 60.0)
     assert result.status == OK and "built from other sources" in result.what
+    command, environment = checkout.runner.commands[0], checkout.runner.environments[0]
+    assert command[:2] == ["make", "setup"] and environment["FUSED_ATTENTION_CUDA"] == "1"
+    assert environment["FUSED_ATTENTION_CUDA_ARCHS"] == "native"
+    assert environment["PIP_FIND_LINKS"] == str(checkout.carry / carry.TOOLS)
     assert checkout.python == str(checkout.root / ".venv" / "bin" / "python")
     assert not (checkout.root / install.SITE / "fused_attention").exists()
 

@@ -18,7 +18,7 @@ from gpu_run.steps import sanitize
 
 ROOT = Path(__file__).resolve().parents[3]
 LINE = {"name": "one", "ok": True, "message": ""}
-CALLS = {"backends": ["cuda_x"], "reasons": {}, "lines": [LINE]}
+CALLS = {"backends": ["cuda_x"], "reasons": {}, "load_errors": [], "lines": [LINE]}
 REPEATS = {"lines": [{"name": "one", "repeats": 250, "differing": 0}]}
 REPLAY = {"cases": [{"device": "agrees"}, {"device": "not for this GPU"}]}
 CLEAN = "========= ERROR SUMMARY: 0 errors\n"
@@ -103,6 +103,7 @@ def test_a_session_where_all_is_right(context, monkeypatch):
     [
         ("smoke", {"gpu_run__calls": {"code": 1}}, "exit status 1"),
         ("smoke", {"gpu_run__calls": {"data": {**CALLS, "backends": []}}}, "no backend runs here"),
+        ("smoke", {"gpu_run__calls": {"data": {**CALLS, "load_errors": ["x.so"]}}}, "x.so; cuda_x"),
         (
             "smoke",
             {"gpu_run__calls": {"data": {**CALLS, "lines": [{**LINE, "ok": False}]}, "code": 1}},
