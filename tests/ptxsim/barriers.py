@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .clocks import Lanes, latest
 from .errors import BarrierError
 from .registers import LANES, Gang
 
@@ -102,6 +103,9 @@ class NamedBarriers:
         if len(rows):
             seen, fenced = np.max(meeting.seen, 0), np.max(meeting.fenced, 0)
             wave.clocks.acquire(rows, seen, fenced)
+            for other in meeting.arrived:
+                for row in rows.tolist() if wave.clocks.lanes[other] else ():
+                    wave.clocks.acquire_lanes(row, wave.clocks.lanes[other])
         if answer is not None:
             votes = np.concatenate(meeting.votes)
             for gang in meeting.answers:
@@ -127,7 +131,8 @@ class MemoryBarrier:
 
     def __post_init__(self) -> None:
         self.seen = self.fenced = np.zeros(self.agents, np.int64)
-        self.done = self.seen, self.fenced
+        self.lanes: Lanes = {}
+        self.done = self.seen, self.fenced, self.lanes
 
     def describe(self) -> str:
         return f"phase {self.phase}, {self.pending} arrivals and {self.bytes} bytes are missing"
@@ -158,10 +163,17 @@ class MemoryBarriers:
         return found
 
     def arrive(
-        self, block: int, address: int, count: int, seen: np.ndarray, fenced: np.ndarray
+        self,
+        block: int,
+        address: int,
+        count: int,
+        seen: np.ndarray,
+        fenced: np.ndarray,
+        lanes: Lanes,
     ) -> None:
         """`count` arrivals that publish these clocks."""
         barrier = self.at(block, address)
+        barrier.lanes = latest(barrier.lanes, lanes)
         barrier.seen = np.maximum(barrier.seen, seen)
         barrier.fenced = np.maximum(barrier.fenced, fenced)
         barrier.pending -= count
@@ -186,7 +198,7 @@ class MemoryBarriers:
         if barrier.pending == 0 and barrier.bytes == 0:
             barrier.phase += 1
             barrier.pending = barrier.count
-            barrier.done = barrier.seen, barrier.fenced
+            barrier.done = barrier.seen, barrier.fenced, barrier.lanes
             self.wave.wake(("mbarrier", block, address))
 
     def passed(self, row: int, address: int, parity: int) -> bool:
@@ -194,6 +206,7 @@ class MemoryBarriers:
         barrier = self.at(row % self.wave.blocks, address)
         if barrier.phase & 1 == parity:
             return False
-        seen, fenced = barrier.done
+        seen, fenced, lanes = barrier.done
         self.wave.clocks.acquire(np.array([row]), seen[None], fenced[None])
+        self.wave.clocks.acquire_lanes(row, lanes)
         return True

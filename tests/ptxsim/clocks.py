@@ -4,12 +4,20 @@ Agents are the resident warps (rows), behind them the bulk copies of every block
 mbarrier as one, and the blocks that have left already, as one. `seen[r, a]` is the latest clock of
 agent a whose accesses are ordered before those of warp r now; `fenced[r, a]` the latest whose
 generic writes the asynchronous proxy may read as well. A warp's own lanes are unordered since its
-last warp-wide synchronisation: seen[r, r] is the clock of that.
+last warp-wide synchronisation: seen[r, r] is the clock of that. `lanes[r]` are single lanes of
+other warps that are ahead of it, as they arrived somewhere without the rest: (row, lane) -> clock.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+Lanes = dict[tuple[int, int], int]
+
+
+def latest(a: Lanes, b: Lanes) -> Lanes:
+    """The later clock of every lane."""
+    return a | {key: max(clock, a.get(key, 0)) for key, clock in b.items()}
 
 
 class Clocks:
@@ -21,6 +29,7 @@ class Clocks:
         self.engine = np.zeros(blocks * slots, np.int64)
         self.seen = np.zeros((rows, self.agents), np.int64)
         self.fenced = np.zeros((rows, self.agents), np.int64)
+        self.lanes: list[Lanes] = [{} for _ in range(rows)]
 
     def release(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What these warps publish; their later accesses are not part of it."""
@@ -29,6 +38,30 @@ class Clocks:
         fenced = self.fenced[rows].copy()
         self.now[rows] += 1
         return seen, fenced
+
+    def release_lanes(self, row: int, lanes: np.ndarray) -> tuple[np.ndarray, Lanes]:
+        """What these lanes publish without the rest of their warp; `release` came before."""
+        seen = self.seen[row].copy()
+        clock = int(self.now[row]) - 1
+        return seen, self.lanes[row] | {(row, lane): clock for lane in lanes.tolist()}
+
+    def acquire_lanes(self, row: int, given: Lanes) -> None:
+        known = self.lanes[row]
+        for key, clock in given.items():
+            if clock > self.seen[row, key[0]] and clock > known.get(key, 0):
+                known[key] = clock
+
+    def excused(
+        self, rows: np.ndarray, agents: np.ndarray, lanes: np.ndarray, clocks: np.ndarray
+    ) -> np.ndarray:
+        """Which accesses (of agents, lanes; negative: all lanes) `lanes` orders before `rows`."""
+        found = np.zeros(clocks.shape, np.bool_)
+        for row in np.unique(rows).tolist():
+            for (writer, lane), clock in self.lanes[row].items():
+                of_lane = (lanes == lane) | (lanes < 0)
+                known = (agents == writer) & of_lane & (clocks <= clock)
+                found |= known & (rows == row)[:, None]
+        return found
 
     def acquire(self, rows: np.ndarray, seen: np.ndarray, fenced: np.ndarray) -> None:
         self.seen[rows] = np.maximum(self.seen[rows], seen)

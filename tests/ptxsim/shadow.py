@@ -53,11 +53,13 @@ class Shadow:
         if fenced:
             generic = self.clocks.fenced.reshape(-1)[index]
             known = np.where(agent >= self.clocks.rows, known, np.minimum(known, generic))
-            own = agent == rows[:, None]
+            own = (agent == rows[:, None]) & (self.lane[touched] == lanes[:, None])
             known = np.where(own, generic, known)
         bad = clock > known
         if bad.any() and not fenced:
-            own = (agent == rows[:, None]) & (self.lane[touched] == lanes[:, None])
+            lane = self.lane[touched]
+            own = (agent == rows[:, None]) & (lane == lanes[:, None])
+            own |= self.clocks.excused(rows, agent, lane, clock)
             bad &= ~(own & (clock < PENDING))
         return bad
 
@@ -137,11 +139,10 @@ class Shadow:
                 f"{what} of {place} by {who} while an asynchronous copy into it, issued by "
                 f"{wave.describe_agent(agent)}, has not been waited for ({count} threads)"
             )
-        if (
-            fenced
-            and clock <= int(self.clocks.seen[rows[thread], agent])
-            or (fenced and agent == rows[thread])
-        ):
+        seen, covered = (
+            int(table[rows[thread], agent]) for table in (self.clocks.seen, self.clocks.fenced)
+        )
+        if fenced and clock > covered and (clock <= seen or agent == rows[thread]):
             raise RaceError(
                 f"no fence.proxy.async between the write of {place} by "
                 f"{wave.describe_agent(agent)} and the asynchronous {what} by {who}"
@@ -196,7 +197,10 @@ class SharedShadow(Shadow):
             reader = warp * blocks + block
             bad = (last >> _LANE_BITS) > self.clocks.seen[rows, reader][:, None]
             if bad.any():
-                own = (reader == rows)[:, None] & ((last & 255) == (lanes + 1)[:, None])
+                lane = (last & 255) - 1
+                own = (reader == rows)[:, None] & (lane == lanes[:, None])
+                readers = np.broadcast_to(reader[:, None], last.shape)
+                own |= self.clocks.excused(rows, readers, lane, last >> _LANE_BITS)
                 bad &= ~own | (last >= IN_FLIGHT)
             if bad.any():
                 thread, part = (int(x[0]) for x in np.nonzero(bad))

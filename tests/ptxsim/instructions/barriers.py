@@ -179,11 +179,21 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
             elif extras is not None:
                 count = int(extras[at][lanes].sum())
             tokens[at][lanes] = wave.mbarriers.at(block, where).phase & 1
-            wave.mbarriers.arrive(block, where, count, seen[at], fenced[at])
+            published = published_by(wave, gang, at, seen[at])
+            wave.mbarriers.arrive(block, where, count, published[0], fenced[at], published[1])
         if write is not None:
             write(wave, gang, tokens)
 
     return run
+
+
+def published_by(wave: Any, gang: Gang, at: int, seen: np.ndarray) -> tuple[np.ndarray, Any]:
+    """The clocks that an arrival publishes: of the warp, if all of its live lanes are here."""
+    row = int(gang.rows[at])
+    mask = gang.full_mask[at]
+    if (mask | ~wave.alive(row)).all():
+        return seen, wave.clocks.lanes[row]
+    return wave.clocks.release_lanes(row, np.nonzero(mask)[0])
 
 
 def _wait(ops: Operands, found: Instruction) -> Any:

@@ -62,7 +62,7 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
 
     Without .noinc the barrier also expects one arrival more, so that nothing changes in sum.
     """
-    from .barriers import _each, _touch
+    from .barriers import _each, _touch, published_by
 
     base, offset = ops.address(found.operands[0])
     counted = "noinc" in found.parts
@@ -74,6 +74,7 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
         seen, fenced = wave.clocks.release(gang.rows)
         for at, _, block, where, lanes in _each(wave, gang, address):
             count = int(lanes.sum()) if counted else 0
-            wave.mbarriers.arrive(block, where, count, seen[at], fenced[at])
+            published = published_by(wave, gang, at, seen[at])
+            wave.mbarriers.arrive(block, where, count, published[0], fenced[at], published[1])
 
     return run

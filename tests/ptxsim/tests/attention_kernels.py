@@ -20,6 +20,14 @@ SHARED_BYTES = 5 * TILE * 128 + 64
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc")
 
 
+def run_sum(ptx: str, *, blocks: int = 5, count: int = 96, seed: int | None = None) -> float:
+    """The kernel that adds blocks by bulk reductions; 0 if all sums are right, else infinity."""
+    numbers = np.arange(blocks * count, dtype=np.float32).reshape(blocks, count)
+    sums = np.full(count, 1000, np.float32)
+    launch(ptx, "sum_sm90", (blocks,), (32,), [numbers, sums, count], seed=seed, resident=3)
+    return 0.0 if (sums == 1000 + 2 * numbers.sum(0)).all() else float("inf")
+
+
 def sm90_ptx() -> str:
     return compile_ptx(KERNELS / "attention_sm90.cu", "90a")
 

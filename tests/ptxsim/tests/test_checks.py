@@ -20,6 +20,27 @@ from .small_kernels import run
 MINE = "mad.lo.u32 %t2, %t0, 4, %t1;"  # %t2: this thread's word of the tile
 NEXT = "add.u32 %t3, %t0, 1;\nand.b32 %t3, %t3, {last};\nmad.lo.u32 %t3, %t3, 4, %t1;"
 SEEDS = [None, 1, 2, 3]
+# Warp 0 reads the tile and reports with one lane; warp 1 waits for that and overwrites it.
+HAND_OVER = """
+    setp.eq.u32 %p0, %t0, 0;
+    @%p0 mbarrier.init.shared.b64 [%t1+192], 1;
+    mad.lo.u32 %t2, %t0, 4, %t1;
+    and.b32 %t3, %t0, 31;
+    mad.lo.u32 %t3, %t3, 4, %t1;
+    setp.lt.u32 %p1, %t0, 32;
+    @%p1 st.shared.u32 [%t2], %t0;
+    bar.sync 0;
+    @!%p1 bra TRY;
+    ld.shared.u32 %t4, [%t2];
+    {sync}
+    @%p0 mbarrier.arrive.shared.b64 %d4, [%t1+192];
+    bra END;
+    TRY:
+    mbarrier.try_wait.parity.shared.b64 %p2, [%t1+192], 0;
+    @!%p2 bra TRY;
+    st.shared.u32 [%t3], 99;
+    END:
+"""
 
 # name -> (body, the report, part of its message, how to run)
 WRONG: dict[str, tuple[str, type[SimulationError], str, dict[str, int]]] = {
@@ -108,6 +129,8 @@ WRONG: dict[str, tuple[str, type[SimulationError], str, dict[str, int]]] = {
         "setp.lt.u32 %p0, %t0, 32;\n@%p0 bra OTHER;\nbar.sync 1, 64;\nbar.sync 2, 64;\nbra END;\n"
         "OTHER:\nbar.sync 2, 64;\nbar.sync 1, 64;\nEND:",
         DeadlockError, "barrier 1", {"threads": 64}),
+    "an elected lane arrives before the others have read": (
+        HAND_OVER.format(sync=""), RaceError, "unordered with a read", {"threads": 64}),
     "mbarrier without init": (
         "mbarrier.arrive.shared.b64 %d4, [%t1];", AccessError, "uninitialised", {}),
     "mbarrier at plain data": (
@@ -144,6 +167,14 @@ RIGHT = {
         f"{MINE}\nsetp.lt.u32 %p0, %t0, 32;\n@!%p0 bra READ;\nst.shared.u32 [%t2], %t0;\n"
         "bar.arrive 1, 64;\nbra END;\nREAD:\nbar.sync 1, 64;\nld.shared.u32 %t3, [%t2+-128];\n"
         "END:", {"threads": 64}),
+    "an elected lane arrives for its warp": (
+        HAND_OVER.format(sync="bar.warp.sync -1;"), {"threads": 64}),
+    "a lane writes, a warp barrier, it arrives": (
+        HAND_OVER.format(sync="@%p0 st.shared.u32 [%t1+128], 5;\nbar.warp.sync -1;").replace(
+            "st.shared.u32 [%t3], 99;", "ld.shared.u32 %t5, [%t1+128];"), {"threads": 64}),
+    "a lane writes and arrives": (
+        HAND_OVER.format(sync="bar.warp.sync -1;\n@%p0 st.shared.u32 [%t1+128], 5;").replace(
+            "st.shared.u32 [%t3], 99;", "ld.shared.u32 %t5, [%t1+128];"), {"threads": 64}),
     "exited threads do not hold a barrier": (
         "setp.ge.u32 %p0, %t0, 32;\n@%p0 exit;\nbar.sync 0;", {"threads": 64}),
     "blocks add atomically": (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .attention_kernels import enum_of_faults, needs_nvcc, run_sm90, sm90_ptx
-from .mutations import Edit, assert_found, change, change_all, drop
+from .attention_kernels import enum_of_faults, needs_nvcc, run_sm90, run_sum, sm90_ptx
+from .mutations import Edit, assert_found, change, change_all, drop, inside
 
 pytestmark = needs_nvcc
 
@@ -88,6 +88,29 @@ def test_edit_is_found(name: str, seed: int | None) -> None:
     edit, kind = EDITS[name]
     ptx = edit(sm90_ptx())
     assert_found(lambda: run_sm90(ptx, keys=320, seed=seed)[0], kind)
+
+
+SUM_EDITS: dict[str, tuple[Edit, str]] = {
+    "fence.proxy.async": (drop(r"fence\.proxy\.async"), "race"),
+    "barrier behind mbarrier.init": (drop(r"bar\.warp\.sync", 0), "race|memory"),
+    "barrier before the reduction": (drop(r"bar\.warp\.sync", 1), "race"),
+    "wait for the load": (change(WAIT, "", 0), "race"),
+    "wait for the reduction": (drop(r"cp\.async\.bulk\.wait_group"), "race"),
+    "type of the sums": (change(r"\.add\.f32(\s+\[%rd)", r".add.u32\1"), "numbers"),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sums_without_bugs(seed: int | None) -> None:
+    assert run_sum(sm90_ptx(), seed=seed) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", SUM_EDITS)
+def test_edit_of_sums_is_found(name: str, seed: int | None) -> None:
+    edit, kind = SUM_EDITS[name]
+    ptx = inside(("sum_sm90",), edit)(sm90_ptx())
+    assert_found(lambda: run_sum(ptx, seed=seed), kind)
 
 
 @pytest.mark.parametrize("swizzle", [0, 32, 64])
