@@ -81,6 +81,8 @@ def places(backends: Iterable[Backend] = ORDER) -> tuple[Place, ...]:
     return tuple(found)
 
 
+# Backends for tests with CPU tensors, the reference among them.
+CPU_BACKENDS = [backend.NAME for backend in ORDER if "cpu" in devices_of(backend)]
 PLACES = places()
 GPU_PLACES = tuple(place for place in PLACES if place.device == "cuda")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ SILENCE_S = 75.0  # longest time between two tests; the first compilation by Tri
 SHOWN = 5
 # What a file with tests for GPUs has in it. Others are not even imported: they may need tools that
 # a runner lacks.
-GPU_WORDS = ("mark.gpu", "from places import", "gpu_backend")
+GPU_WORDS = re.compile(r"mark\.gpu|gpu_backend|from places import .*\bmatrix\b")
 BAD = ("failed", "crashed", "hung")
 
 
@@ -99,7 +100,7 @@ def gpu_test_files(tests: Path) -> list[Path]:
     """The files below `tests` in which there may be tests for GPUs."""
     own = Path(__file__).resolve().parent
     found = [path for path in sorted(tests.rglob("test_*.py")) if own not in path.parents]
-    return [path for path in found if any(word in path.read_text() for word in GPU_WORDS)]
+    return [path for path in found if GPU_WORDS.search(path.read_text())]
 
 
 def _run_pytest(context: Context, files: list[Path], path: Path, left: float) -> bool:
