@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ class _Meeting:
     fenced: list[np.ndarray] = field(default_factory=list)
     votes: list[np.ndarray] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
+
+    def describe(self, number: int) -> str:
+        return f"waits at barrier {number} ({len(self.arrived)} warps of it are there)"
 
 
 class NamedBarriers:
@@ -81,9 +85,8 @@ class NamedBarriers:
             mine = np.isin(gang.rows, meeting.waiting)
             if mine.any():
                 late |= mine
-                text = f"waits at barrier {number} ({len(meeting.arrived)} warps of it are there)"
-                rows = gang.rows[mine]
-                self.wave.wait((block, number), rows, gang.full_mask[mine], text)
+                rows, describe = gang.rows[mine], functools.partial(meeting.describe, number)
+                self.wave.wait((block, number), rows, gang.full_mask[mine], describe)
         return late if late.any() else None
 
     def finish(self, key: tuple[int, int], answer: Any) -> None:

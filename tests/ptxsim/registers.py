@@ -7,7 +7,6 @@ same instruction, of every block that is resident, execute it together as one ga
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +185,7 @@ class Operands:
         number, held = self.number[name], self.types[name]
         have, want = np.dtype(storage(held)), np.dtype(DTYPES[type_])
         if name in self.accumulators:
-            return self._guarded(number, name, have, want)
+            return self._guarded(number, name, want)
         if have == want:
             return lambda wave, gang: wave.registers[number][gang.index]
         if have.itemsize == want.itemsize and "pred" not in (held, type_):
@@ -198,7 +197,7 @@ class Operands:
             wave.registers[number][gang.index].view(whole).astype(part).view(want)
         )
 
-    def _guarded(self, number: int, name: str, have: np.dtype, want: np.dtype) -> Read:
+    def _guarded(self, number: int, name: str, want: np.dtype) -> Read:
         """Reads a register that a wgmma writes asynchronously."""
 
         def read(wave: Wave, gang: Gang) -> Any:
@@ -206,7 +205,6 @@ class Operands:
                 wave.check_accumulator(gang, number, name)
             return wave.registers[number][gang.index].view(want)
 
-        del have
         return read
 
     def write(self, operand: str, type_: str) -> Write:
@@ -214,21 +212,20 @@ class Operands:
         if operand == "_":
             return lambda wave, gang, value: None
         number, held = self.number[operand], self.types[operand]
-        have, given = np.dtype(storage(held)), np.dtype(DTYPES[type_])
-        rows_of = poison
+        have = np.dtype(storage(held))
         guarded, moves = operand in self.accumulators, self.moves
 
         def write(wave: Wave, gang: Gang, value: Any) -> None:
             array = wave.registers[number]
             if array.__class__ is Unwritten:
-                array = wave.registers[number] = rows_of(held, wave.rows)
+                array = wave.registers[number] = poison(held, wave.rows)
             if guarded:
                 if not moves:
                     wave.matrix.note_write(gang, number)
                 if wave.wgmma_pending:
                     wave.check_accumulator(gang, number, operand)
             if value.dtype != have:
-                value = _fit(value, have, given)
+                value = _fit(value, have)
             if gang.mask is None:
                 array[gang.index] = value
             elif gang.index.__class__ is slice:
@@ -277,7 +274,7 @@ class Operands:
         return [operand]
 
 
-def _fit(value: Any, have: np.dtype, given: np.dtype) -> Any:
+def _fit(value: Any, have: np.dtype) -> Any:
     """Bits of a value for a register of another type: same size as they are, else extended."""
     if value.dtype.itemsize == have.itemsize:
         return value.view(have)
@@ -286,9 +283,4 @@ def _fit(value: Any, have: np.dtype, given: np.dtype) -> Any:
     if value.dtype.kind == "f" or have.kind == "f":
         bits = value.view(_UNSIGNED[value.dtype.itemsize]).astype(_UNSIGNED[have.itemsize])
         return bits.view(have)
-    del given
     return value.astype(have)
-
-
-def float_bits(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])

@@ -72,7 +72,7 @@ def describe(wave: Wave) -> str:
             lanes = int((wave.pc[row] == pc).sum())
             at = wave.program.kernel.instructions[max(0, pc)]
             blocked = bool(wave.blocked[row][wave.pc[row] == pc].any())
-            why = wave.reasons.get(row, "waits") if blocked else "runs"
+            why = wave.reasons[row]() if blocked else "runs"
             lines.append(f"  {wave.describe_agent(row)} ({lanes} lanes) {why}; next {at.where()}")
     shown = lines[:40]
     if len(lines) > len(shown):

@@ -42,7 +42,7 @@ class Shadow:
         parts = max(1, size // self.granule)
         return first[:, None] + np.arange(parts) if parts > 1 else first[:, None]
 
-    def _unordered(
+    def unordered(
         self, rows: np.ndarray, lanes: np.ndarray, touched: np.ndarray, fenced: bool
     ) -> np.ndarray:
         """Which granules have a last write that is not ordered before an access of these rows."""
@@ -74,7 +74,7 @@ class Shadow:
         fenced: bool = False,
     ) -> None:
         """Checks reads; `fenced` ones are those of the asynchronous proxy."""
-        bad = self._unordered(rows, lanes, touched, fenced)
+        bad = self.unordered(rows, lanes, touched, fenced)
         if bad.any():
             if atomic:
                 bad &= (self.lane[touched] != ATOMIC) | ((self.stamp[touched] & CLOCK) >= PENDING)
@@ -93,7 +93,7 @@ class Shadow:
         same: np.ndarray | None = None,
     ) -> None:
         """Checks writes; `same` are those that change nothing, which may race with writes."""
-        bad = self._unordered(rows, lanes, touched, False)
+        bad = self.unordered(rows, lanes, touched, False)
         if bad.any():
             clock = self.stamp[touched] & CLOCK
             bad &= clock != UNWRITTEN

@@ -12,7 +12,7 @@ TYPE_BYTES = {"pred": 1, "b128": 16} | {
     f"{kind}{bits}": bits // 8 for kind in "bsuf" for bits in (8, 16, 32, 64)
 }
 DECLARATION = re.compile(
-    r"^\s*((?:\.(?:extern|visible|weak|common)\s+)*)\.(global|const|shared|local|param)"
+    r"^\s*(?:\.(?:extern|visible|weak|common)\s+)*\.(global|const|shared|local|param)"
     r"\s+(?:\.align\s+(\d+)\s+)?(?:\.attribute\([^)]*\)\s*)?\.(\w+)\s+([\w$]+)((?:\[\d*\])*)"
     r"(?:\s*=\s*(\{[^}]*\}|[^;]+))?\s*;",
     re.MULTILINE,
@@ -64,14 +64,13 @@ def _initial_bytes(kind: str, value: str | None) -> bytes:
 
 
 def variable(match: re.Match[str]) -> Variable:
-    linkage, space, align, kind, name, extents, value = match.groups()
+    space, align, kind, name, extents, value = match.groups()
     size: int | None = TYPE_BYTES[kind]
     for extent in re.findall(r"\[(\d*)\]", extents):
         size = None if extent == "" else (size or 0) * int(extent)
     content = _initial_bytes(kind, value)
     if size is None and content:
         size = len(content)
-    del linkage
     return Variable(name, space, size, int(align or TYPE_BYTES[kind]), content)
 
 

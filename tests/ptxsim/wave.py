@@ -10,7 +10,7 @@ from .barriers import MemoryBarriers, NamedBarriers
 from .bulk import BulkEngine
 from .clocks import Clocks
 from .cp_async import AsyncCopies
-from .errors import SimulationError
+from .errors import BarrierError, SimulationError, UnknownInstructionError
 from .matrix_queue import MatrixQueue
 from .memory import GlobalMemory, LocalMemory, SharedMemory
 from .ordering import Ordering
@@ -60,7 +60,7 @@ class Wave:
         self.thread = thread
         self.blocked = np.zeros((self.rows, LANES), np.bool_)
         self.waiting: dict[Any, list[tuple[np.ndarray, np.ndarray]]] = {}
-        self.reasons: dict[int, str] = {}
+        self.reasons: dict[int, Any] = {}
         self.barriers, self.mbarriers = NamedBarriers(self), MemoryBarriers(self)
         self.copies, self.engine, self.matrix = (
             AsyncCopies(self),
@@ -170,8 +170,8 @@ class Wave:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def wait(self, key: Any, rows: np.ndarray, mask: np.ndarray, reason: str) -> None:
-        """Blocks lanes until somebody wakes `key`."""
+    def wait(self, key: Any, rows: np.ndarray, mask: np.ndarray, reason: Any) -> None:
+        """Blocks lanes until somebody wakes `key`; reason() is what a deadlock's report says."""
         self.blocked[rows] |= mask
         self.waiting.setdefault(key, []).append((rows, mask))
         for row in rows:
@@ -193,8 +193,6 @@ class Wave:
         if missing.any():
             row = int(np.nonzero(missing.any(1))[0][0])
             lanes = ", ".join(map(str, np.nonzero(missing[row])[0][:6]))
-            from .errors import BarrierError
-
             raise BarrierError(
                 f"divergent {what}: lanes {lanes} of {self.describe_agent(int(gang.rows[row]))} "
                 "are elsewhere"
@@ -243,8 +241,6 @@ class Wave:
         if name in ("%clock", "%clock64", "%globaltimer", "%globaltimer_lo"):
             return column * self.steps
         if name not in table:
-            from .errors import UnknownInstructionError
-
             raise UnknownInstructionError(f"special register {name}")
         return np.asarray(table[name], np.int64)
 

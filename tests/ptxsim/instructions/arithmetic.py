@@ -79,7 +79,7 @@ def _product(found: Instruction) -> Any:
     return lambda a, b: a * b
 
 
-@instruction("mul", "mul24")
+@instruction("mul")
 def mul(ops: Operands, found: Instruction) -> Any:
     if not is_integer(found):
         return floats.binary_float(ops, found)
@@ -89,7 +89,7 @@ def mul(ops: Operands, found: Instruction) -> Any:
     return lambda wave, gang: write(wave, gang, function(a(wave, gang), b(wave, gang)))
 
 
-@instruction("mad", "mad24", "fma")
+@instruction("mad", "fma")
 def mad(ops: Operands, found: Instruction) -> Any:
     if not is_integer(found):
         return floats.fma(ops, found)

@@ -82,7 +82,7 @@ def _vote(ops: Operands, found: Instruction, operation: str) -> Any:
     return run
 
 
-def _each(wave: Any, gang: Gang, address: np.ndarray) -> Any:
+def barriers_of(wave: Any, gang: Gang, address: np.ndarray) -> Any:
     """(row, block, address, lanes that name it) of the mbarriers that a gang acts on."""
     address, mask = gang.spread(address), gang.full_mask
     for at, row in enumerate(gang.rows.tolist()):
@@ -91,7 +91,7 @@ def _each(wave: Any, gang: Gang, address: np.ndarray) -> Any:
                 yield at, row, row % wave.blocks, where, mask[at] & (address[at] == where)
 
 
-def _touch(wave: Any, gang: Gang, address: np.ndarray, *, creates: bool) -> None:
+def touch(wave: Any, gang: Gang, address: np.ndarray, *, creates: bool) -> None:
     """The access to the 8 bytes, for bounds and races: an mbarrier is an atomic object."""
     rows, lanes = gang.flat()
     offset = wave.shared.offsets(gang.pick(address), rows % wave.blocks, 8)
@@ -99,7 +99,7 @@ def _touch(wave: Any, gang: Gang, address: np.ndarray, *, creates: bool) -> None
     if creates:
         wave.shared_shadow.write(wave, rows, lanes, touched)
     else:
-        bad = wave.shared_shadow._unordered(rows, lanes, touched, False)
+        bad = wave.shared_shadow.unordered(rows, lanes, touched, False)
         if bad.any():
             wave.shared_shadow.complain(wave, "mbarrier use", rows, lanes, touched, bad, False)
 
@@ -123,9 +123,9 @@ def _init(ops: Operands, found: Instruction) -> Any:
 
     def run(wave: Any, gang: Gang) -> None:
         address = gang.spread(base(wave, gang) + offset)
-        _touch(wave, gang, address, creates=True)
+        touch(wave, gang, address, creates=True)
         counts = gang.spread(count(wave, gang))
-        for at, _, block, where, lanes in _each(wave, gang, address):
+        for at, _, block, where, lanes in barriers_of(wave, gang, address):
             wave.mbarriers.init(block, where, int(counts[at][lanes][0]))
 
     return run
@@ -135,7 +135,7 @@ def _inval(ops: Operands, found: Instruction) -> Any:
     base, offset = ops.address(found.operands[0])
 
     def run(wave: Any, gang: Gang) -> None:
-        for _, _, block, where, _ in _each(wave, gang, base(wave, gang) + offset):
+        for _, _, block, where, _ in barriers_of(wave, gang, base(wave, gang) + offset):
             wave.mbarriers.invalidate(block, where)
 
     return run
@@ -147,9 +147,9 @@ def _expect(ops: Operands, found: Instruction) -> Any:
 
     def run(wave: Any, gang: Gang) -> None:
         address = gang.spread(base(wave, gang) + offset)
-        _touch(wave, gang, address, creates=False)
+        touch(wave, gang, address, creates=False)
         sizes = gang.spread(size(wave, gang))
-        for at, _, block, where, lanes in _each(wave, gang, address):
+        for at, _, block, where, lanes in barriers_of(wave, gang, address):
             wave.mbarriers.expect(block, where, int(sizes[at][lanes].sum()))
 
     return run
@@ -168,11 +168,11 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
 
     def run(wave: Any, gang: Gang) -> None:
         address = gang.spread(base(wave, gang) + offset)
-        _touch(wave, gang, address, creates=False)
+        touch(wave, gang, address, creates=False)
         extras = None if extra is None else gang.spread(extra(wave, gang))
         seen, fenced = wave.clocks.release(gang.rows)
         tokens = np.zeros((len(gang.rows), LANES), np.uint64)
-        for at, _, block, where, lanes in _each(wave, gang, address):
+        for at, _, block, where, lanes in barriers_of(wave, gang, address):
             count = int(lanes.sum())
             if extras is not None and expects:
                 wave.mbarriers.expect(block, where, int(extras[at][lanes].sum()))
@@ -206,10 +206,10 @@ def _wait(ops: Operands, found: Instruction) -> Any:
 
     def run(wave: Any, gang: Gang) -> Any:
         address = gang.spread(base(wave, gang) + offset)
-        _touch(wave, gang, address, creates=False)
+        touch(wave, gang, address, creates=False)
         phases = gang.spread(phase(wave, gang))
         passed = np.zeros((len(gang.rows), LANES), bool)
-        for at, row, _, where, lanes in _each(wave, gang, address):
+        for at, row, _, where, lanes in barriers_of(wave, gang, address):
             wanted = np.unique(phases[at][lanes] & phases.dtype.type(1))
             if len(wanted) > 1:
                 raise BarrierError("lanes of a warp wait for different phases of one mbarrier")
@@ -228,10 +228,12 @@ def _wait(ops: Operands, found: Instruction) -> Any:
 def _sleep(
     wave: Any, gang: Gang, address: np.ndarray, phases: np.ndarray, late: np.ndarray
 ) -> None:
-    for at, row, block, where, lanes in _each(wave, gang.narrowed(late), address):
-        barrier = wave.mbarriers.at(block, where)
-        reason = (
-            f"waits for the mbarrier at {where}, parity {int(phases[at][lanes][0])}: "
-            f"{barrier.describe()}"
-        )
+    """Blocks the lanes whose phase is not over until their mbarrier advances."""
+    for at, row, block, where, lanes in barriers_of(wave, gang.narrowed(late), address):
+        parity = int(phases[at][lanes][0])
+
+        def reason(block: int = block, where: int = where, parity: int = parity) -> str:
+            state = wave.mbarriers.at(block, where).describe()
+            return f"waits for the mbarrier at {where}, parity {parity}: {state}"
+
         wave.wait(("mbarrier", block, where), np.array([row]), lanes[None], reason)

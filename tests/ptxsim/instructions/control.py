@@ -65,7 +65,7 @@ def fence(ops: Operands, found: Instruction) -> Any:
     return lambda wave, gang: wave.order.fence(gang)
 
 
-@instruction("setmaxnreg", "griddepcontrol", "nanosleep", "pmevent", "createpolicy", "lds_barrier")
+@instruction("setmaxnreg", "griddepcontrol", "nanosleep", "pmevent", "createpolicy")
 def nothing(ops: Operands, found: Instruction) -> Any:
     """No effect on results. createpolicy gives a cache hint, whose value nobody reads."""
     if found.name == "createpolicy":

@@ -62,17 +62,17 @@ def _arrive(ops: Operands, found: Instruction) -> Any:
 
     Without .noinc the barrier also expects one arrival more, so that nothing changes in sum.
     """
-    from .barriers import _each, _touch, published_by
+    from .barriers import barriers_of, published_by, touch
 
     base, offset = ops.address(found.operands[0])
     counted = "noinc" in found.parts
 
     def run(wave: Any, gang: Gang) -> None:
         address = gang.spread(base(wave, gang) + offset)
-        _touch(wave, gang, address, creates=False)
+        touch(wave, gang, address, creates=False)
         wave.copies.wait(gang, None)
         seen, fenced = wave.clocks.release(gang.rows)
-        for at, _, block, where, lanes in _each(wave, gang, address):
+        for at, _, block, where, lanes in barriers_of(wave, gang, address):
             count = int(lanes.sum()) if counted else 0
             published = published_by(wave, gang, at, seen[at])
             wave.mbarriers.arrive(block, where, count, published[0], fenced[at], published[1])

@@ -10,7 +10,6 @@ from .. import access
 from ..errors import UnknownInstructionError
 from ..parse import Instruction
 from ..registers import DTYPES, Gang, Operands
-from ..variables import TYPE_BYTES
 from .registry import instruction
 
 _SPACES = ("global", "shared", "local", "param", "const")
@@ -124,7 +123,3 @@ def st(ops: Operands, found: Instruction) -> Any:
 def prefetch(ops: Operands, found: Instruction) -> Any:
     """Hints; their addresses may lie anywhere."""
     return lambda wave, gang: None
-
-
-def bytes_of(type_: str) -> int:
-    return TYPE_BYTES[held(type_)]

@@ -89,7 +89,7 @@ def wgmma(ops: Operands, found: Instruction) -> Any:
     if name == "wait_group":
         newest = int(found.operands[0], 0)
         return lambda wave, gang: wave.matrix.wait(wave.whole_warps(gang, "wgmma"), newest)
-    return _product(ops, found)
+    return _Product(ops, found).run
 
 
 def _uniform(gang: Gang, value: Any, what: str) -> np.ndarray:
@@ -99,70 +99,84 @@ def _uniform(gang: Gang, value: Any, what: str) -> np.ndarray:
     return value[:, 0]
 
 
-def _product(ops: Operands, found: Instruction) -> Any:
+class _Product:
     """D = A B + D, or A B where scale-d is false; warp w of four has rows 16 w .. 16 w + 15."""
-    shape = next(part for part in found.parts if re.match(r"m64n\d+k\d+$", part))
-    columns, depth = (int(x) for x in re.findall(r"\d+", shape)[1:])
-    result, kind, other = found.parts[-3:]
-    if kind != other or depth != {"f16": 16, "bf16": 16, "tf32": 8}.get(kind) or columns % 8:
-        raise UnknownInstructionError(found.text)
-    d_type = "b32" if result == "f16" else "f32"
-    names = ops.vector(found.operands[0])
-    reads, writes = [ops.raw_read(n, d_type) for n in names], [ops.raw_write(n) for n in names]
-    from_registers = found.operands[1].startswith("{")
-    a_names = ops.vector(found.operands[1]) if from_registers else []
-    a_reads = [ops.raw_read(n, "b32") for n in a_names]
-    a_descriptor = None if from_registers else ops.read(found.operands[1], "u64")
-    b_descriptor = ops.read(found.operands[2], "u64")
-    keep = ops.read(found.operands[3], "pred")
-    flags = [int(operand, 0) for operand in found.operands[4:]]
-    sign = flags[0] * flags[1]
-    turns = flags[2:] + [0] * (2 - len(flags[2:]))
-    b_tile = _Tile(kind, columns, bool(turns[-1] if not from_registers else flags[-1]) and
-                   len(flags) > 2)  # fmt: skip
-    a_tile = _Tile(kind, 16, bool(turns[0]) and not from_registers)
-    numbers = [ops.number[n] for n in names]
-    a_numbers = [ops.number[n] for n in a_names]
-    places = fragments.c_16(columns) if result == "f16" else fragments.c_32(columns)
-    layout = "a_32" if kind == "tf32" else "a_16"
 
-    def left(wave: Any, gang: Gang) -> np.ndarray:
-        if a_descriptor is None:
-            return gather(wave, gang, a_reads, kind, layout, depth).reshape(-1, 16, depth)
+    def __init__(self, ops: Operands, found: Instruction) -> None:
+        shape = next(part for part in found.parts if re.match(r"m64n\d+k\d+$", part))
+        self.columns, self.depth = (int(x) for x in re.findall(r"\d+", shape)[1:])
+        self.result, kind, other = found.parts[-3:]
+        depths = {"f16": 16, "bf16": 16, "tf32": 8}
+        if kind != other or self.depth != depths.get(kind) or self.columns % 8:
+            raise UnknownInstructionError(found.text)
+        self.kind = kind
+        self._read_operands(ops, found)
+
+    def _read_operands(self, ops: Operands, found: Instruction) -> None:
+        """D, A, B, scale-d, then signs of A and B, then which of them are transposed."""
+        d, a, b, keep = found.operands[:4]
+        d_type = "b32" if self.result == "f16" else "f32"
+        d_names = ops.vector(d)
+        self.old = [ops.raw_read(name, d_type) for name in d_names]
+        self.writes = [ops.raw_write(name) for name in d_names]
+        self.d_numbers = [ops.number[name] for name in d_names]
+        in_registers = a.startswith("{")
+        a_names = ops.vector(a) if in_registers else []
+        self.a_registers = [ops.raw_read(name, "b32") for name in a_names]
+        self.a_numbers = [ops.number[name] for name in a_names]
+        self.a_descriptor = None if in_registers else ops.read(a, "u64")
+        self.b_descriptor, self.keep = ops.read(b, "u64"), ops.read(keep, "pred")
+        a_sign, b_sign, *turned = (int(operand, 0) for operand in found.operands[4:])
+        self.sign = np.float32(a_sign * b_sign)
+        b_turned = bool(turned and turned[-1])
+        a_turned = len(turned) == 2 and bool(turned[0])
+        self.a_tile = _Tile(self.kind, 16, a_turned)
+        self.b_tile = _Tile(self.kind, self.columns, b_turned)
+
+    def left(self, wave: Any, gang: Gang) -> np.ndarray:
+        """A of every warp, [warps, 16, depth]."""
+        if self.a_descriptor is None:
+            layout = "a_32" if self.kind == "tf32" else "a_16"
+            flat = gather(wave, gang, self.a_registers, self.kind, layout, self.depth)
+            return flat.reshape(-1, 16, self.depth)
         first = gang.rows // wave.blocks % _WARPS * 16
-        units = a_tile.units(wave, gang, _uniform(gang, a_descriptor(wave, gang), "A"), first)
+        descriptor = _uniform(gang, self.a_descriptor(wave, gang), "A")
+        units = self.a_tile.units(wave, gang, descriptor, first)
         wave.matrix.read_shared(gang, units)
-        return a_tile.values(wave, units)
+        return self.a_tile.values(wave, units)
 
-    def run(wave: Any, gang: Gang) -> None:
+    def run(self, wave: Any, gang: Gang) -> None:
         gang = wave.whole_warps(gang, "wgmma")
-        matrix = wave.matrix
-        for number in a_numbers:
-            matrix.check_register(gang, number, wave.register_name(number))
-        adds = _uniform(gang, keep(wave, gang), "scale-d")
-        a = left(wave, gang)
-        zeros = np.zeros(len(gang.rows), np.int64)
-        units = b_tile.units(wave, gang, _uniform(gang, b_descriptor(wave, gang), "B"), zeros)
-        matrix.read_shared(gang, units)
-        product = _multiply(wave, a, b_tile, units) * np.float32(sign)
-        matrix.use(gang, numbers + a_numbers)
+        for number in self.a_numbers:
+            wave.matrix.check_register(gang, number, wave.register_name(number))
+        adds = _uniform(gang, self.keep(wave, gang), "scale-d")[:, None]
+        a = self.left(wave, gang)
+        descriptor = _uniform(gang, self.b_descriptor(wave, gang), "B")
+        units = self.b_tile.units(wave, gang, descriptor, np.zeros(len(gang.rows), np.int64))
+        wave.matrix.read_shared(gang, units)
+        product = _multiply(wave, a, self.b_tile, units) * self.sign
+        wave.matrix.use(gang, self.d_numbers + self.a_numbers)
         flat = product.reshape(len(gang.rows), -1)
-        adds = adds[:, None]
-        if result == "f16":
-            old = gather(wave, gang, reads, "f16", "c_16", columns) if adds.any() else 0
-            halves = (flat + np.where(adds, old, np.float32(0)))[:, places]
-            for at, write in enumerate(writes):
-                write(wave, gang, pack(halves[:, at, 0], halves[:, at, 1], "f16"))
-            return
-        values = flat[:, places[:, 0]]
-        for at, write in enumerate(writes):
-            if adds.any():
-                old = np.where(adds, reads[at](wave, gang), np.float32(0))
-                write(wave, gang, values[:, at] + old)
-            else:
-                write(wave, gang, values[:, at])
+        if self.result == "f16":
+            self.add_halves(wave, gang, flat, adds)
+        else:
+            self.add_floats(wave, gang, flat, adds)
 
-    return run
+    def add_floats(self, wave: Any, gang: Gang, flat: np.ndarray, adds: np.ndarray) -> None:
+        values = flat[:, fragments.c_32(self.columns)[:, 0]]
+        for at, write in enumerate(self.writes):
+            value = values[:, at]
+            if adds.any():
+                value = value + np.where(adds, self.old[at](wave, gang), np.float32(0))
+            write(wave, gang, value)
+
+    def add_halves(self, wave: Any, gang: Gang, flat: np.ndarray, adds: np.ndarray) -> None:
+        if adds.any():
+            old = gather(wave, gang, self.old, "f16", "c_16", self.columns)
+            flat = flat + np.where(adds, old, np.float32(0))
+        halves = flat[:, fragments.c_16(self.columns)]
+        for at, write in enumerate(self.writes):
+            write(wave, gang, pack(halves[:, at, 0], halves[:, at, 1], "f16"))
 
 
 def _multiply(wave: Any, a: np.ndarray, tile: _Tile, units: np.ndarray) -> np.ndarray:
