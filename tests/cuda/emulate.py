@@ -140,8 +140,8 @@ def problem_fields(inputs: AttentionInputs, device: Device) -> dict[str, Any]:
         threshold = round(case.dropout_p * 65536)
         fields["dropout_threshold"] = threshold
         fields["dropout_keep_scale"] = 1 / (1 - threshold / 65536)
-        fields["dropout_seed"] = inputs.dropout_seed
-        fields["dropout_offset"] = inputs.dropout_offset
+        state = torch.tensor([inputs.dropout_seed, inputs.dropout_offset])
+        fields["dropout_state"] = device.put(state)
     return fields
 
 

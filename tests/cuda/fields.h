@@ -78,12 +78,8 @@ inline void read_attention(const Fields& fields, AttentionParams* p) {
   fields.number("alibi_batch", &p->alibi_batch);
   fields.pointer("sinks", &p->sinks);
   fields.number("dropout_threshold", &p->dropout.threshold);
-  fields.number("dropout_offset", &p->dropout.offset);
+  fields.pointer("dropout_state", &p->dropout.state);
   fields.number("dropout_keep_scale", &p->dropout.keep_scale);
-  uint64_t seed = 0;
-  fields.number("dropout_seed", &seed);
-  p->dropout.seed[0] = static_cast<uint32_t>(seed);
-  p->dropout.seed[1] = static_cast<uint32_t>(seed >> 32);
 }
 
 inline void read_backward(const Fields& fields, BackwardParams* p) {

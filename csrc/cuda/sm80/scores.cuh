@@ -55,7 +55,7 @@ __device__ __forceinline__ float alibi_slope_of(const AttentionParams& p, int b,
 }
 
 __device__ __forceinline__ DropoutStream dropout_of(const AttentionParams& p, int b, int h) {
-  return {p.dropout, static_cast<uint32_t>(b * p.heads_q + h)};
+  return {load_dropout_state(p.dropout), static_cast<uint32_t>(b * p.heads_q + h)};
 }
 
 }  // namespace fused_attention::cuda::sm80
