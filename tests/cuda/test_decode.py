@@ -170,3 +170,12 @@ REFUSALS = (
 def test_refusals(changed, message):
     with pytest.raises(ValueError, match=message):
         plan(**changed)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_one_tensor_off_16_bytes_is_enough_to_copy_by_elements(name):
+    data, batch, head, row = rows = (1 << 33, 1 << 16, 1 << 12, 64)
+    tensors = {"query": rows, "key": rows, "value": rows}
+    assert plan(**tensors)["aligned"]
+    for wrong in ((data + 2, batch, head, row), (data, batch, head, 65), (data, 1 << 2, head, row)):
+        assert not plan(**(tensors | {name: wrong}))["aligned"]
