@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -48,10 +49,12 @@ class Room:
         """Where everything lies; compiles what has changed, on all cores."""
         folder = ROOT / "build" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "build.ninja").open("w") as file:
-            self._write(ninja_syntax.Writer(file), folder)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two ninjas in a folder spoil what it remembers
+            with (folder / "build.ninja").open("w") as file:
+                self._write(ninja_syntax.Writer(file), folder)
+            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
         return folder
 
     @cached_property

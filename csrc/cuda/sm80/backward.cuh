@@ -29,30 +29,32 @@ __device__ __forceinline__ void weights_of(float (&S)[M][N][4], const ScoreBlock
                                            int column, int begin, const Lse& lse) {
   mask_scores(S, block, row, column, begin);
 #pragma unroll
-  for (int m = 0; m < M; ++m) {
+  for (int n = 0; n < N; ++n) {
+    const auto of = lse(n);
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        S[m][n][e] = ptx::exp2_approx(fmaf(S[m][n][e], block.terms.exponent_scale, -lse(m, n, e)));
+        S[m][n][e] = ptx::exp2_approx(fmaf(S[m][n][e], block.terms.exponent_scale, -of(m, e)));
       }
     }
   }
 }
 
-// S (q . k) becomes P; dP becomes dS up to the scale. lse(m, n, e), in base 2, and delta(m, n, e)
-// are those of the query of an element; kept[m] has the bits of dropout. `row` and `column`: of the
-// thread's first element; `begin`: of the step's columns.
+// S (q . k) becomes P; dP becomes dS up to the scale. lse(n)(m, e), in base 2, and delta(n)(m, e)
+// are those of the query of an element. `row` and `column`: of the thread's first element; `begin`:
+// of the step's columns.
 template <int M, int N, class Lse, class Delta>
 __device__ __forceinline__ void score_gradients(float (&S)[M][N][4], float (&dP)[M][N][4],
                                                 const ScoreBlock& block, int row, int column,
                                                 int begin, const Lse& lse, const Delta& delta) {
 #pragma unroll
-  for (int m = 0; m < M; ++m) {
+  for (int n = 0; n < N; ++n) {
+    const auto of = delta(n);
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) dP[m][n][e] -= delta(m, n, e);
+      for (int e = 0; e < 4; ++e) dP[m][n][e] -= of(m, e);
     }
   }
   change_scores(S, block, row, column, dP);

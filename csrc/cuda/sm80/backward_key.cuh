@@ -205,12 +205,12 @@ __device__ __forceinline__ void sum_key_gradients(const BackwardArguments& args,
 #pragma unroll
       for (int m = 0; m < M; ++m) kept[m] = kept_bits_transposed<N>(dropout, key + m * 16, query);
     }
-    const auto of_column = [&](uint32_t values, int n, int e) {
+    const auto of_columns = [&](uint32_t values, int n) {
       const float2 pair = ptx::load_shared_float2(values + (n * 8 + lane_column) * 4);
-      return e % 2 == 0 ? pair.x : pair.y;
+      return [pair](int, int e) { return e % 2 == 0 ? pair.x : pair.y; };
     };
-    const auto lse = [&](int, int n, int e) { return of_column(smem.lse(stage), n, e); };
-    const auto delta = [&](int, int n, int e) { return of_column(smem.delta(stage), n, e); };
+    const auto lse = [&](int n) { return of_columns(smem.lse(stage), n); };
+    const auto delta = [&](int n) { return of_columns(smem.delta(stage), n); };
     if constexpr (KEY) {
       float dP[M][N][4];
       multiply_tiles<Element>(dP, fragment_by_rows<DIM>(V_warp),

@@ -109,9 +109,10 @@ __global__ void __launch_bounds__(Config::THREADS, Config::MIN_BLOCKS)
       for (int m = 0; m < M; ++m) kept[m] = kept_bits<N>(dropout, query + m * 16, column);
       apply_dropout(dP, kept, static_cast<float>(p.dropout.keep_scale));
     }
-    score_gradients(
-        S, dP, scores, query, column, key, [&](int m, int, int e) { return lse[m][e / 2]; },
-        [&](int m, int, int e) { return delta[m][e / 2]; });
+    const auto of_rows = [](const float (&values)[M][2]) {
+      return [&values](int) { return [&values](int m, int e) { return values[m][e / 2]; }; };
+    };
+    score_gradients(S, dP, scores, query, column, key, of_rows(lse), of_rows(delta));
 #pragma unroll
     for (int m = 0; m < M; ++m) {  // dO of a query that sees nothing may have been NaN
       if (!__any_sync(0xFFFFFFFFu, lse[m][0] == INFINITY || lse[m][1] == INFINITY)) continue;
