@@ -26,7 +26,7 @@ BUILD_TOOLS := "setuptools>=77" "ninja>=1.11"
 EDITABLE := $(PIP) install --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast lint format bench readme hub clean
+.PHONY: help setup build demo test test-fast lint format bench readme hub cuda gpu cuda-table clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -79,9 +79,31 @@ HUB ?= build/hub
 hub: setup ## lay the package out in build/hub as a kernel of the Hugging Face hub
 	$(BIN)/python -m fused_attention.integrations.kernels_hub $(HUB)
 
+# Needs nvcc, but no GPU. The libraries go into this tree, and as a wheel into the folder CARRY, by
+# which `make gpu` finds them on a machine that cannot build.
+CUDA_ARCHS ?= 80;90
+CARRY ?= build/carry
+CARRY_PYTHON ?= 3.12
+BUILD_CUDA := FUSED_ATTENTION_CUDA=1 FUSED_ATTENTION_CUDA_ARCHS="$(CUDA_ARCHS)"
+cuda: setup ## build the kernels for GPUs too, and a wheel to carry to a machine with a GPU
+	$(BUILD_CUDA) $(BIN)/python setup.py -q build_ext --inplace
+	@rm -f "$(CARRY)"/fused_attention-*.whl
+	$(BUILD_CUDA) $(PIP) wheel --no-deps --no-build-isolation --wheel-dir "$(CARRY)" .
+	@PYTHONPATH=tests $(BIN)/python -m gpu_run --prepare $(CARRY_PYTHON) --carry "$(CARRY)"
+
+# On a machine with a GPU, with or without network; `make gpu DRY_RUN=1` shows the plan anywhere.
+SECONDS ?= 480
+OUT ?= gpu-report
+gpu: ## everything that needs a GPU, in at most SECONDS=480; JSON and logs in OUT=gpu-report
+	@PYTHONPATH=tests $(PYTHON) -m gpu_run --seconds $(SECONDS) --out "$(OUT)" \
+		--carry "$(CARRY)" $(if $(DRY_RUN),--dry-run)
+
+cuda-table: setup ## registers, shared memory and occupancy of the kernels; WRITE=1 pins registers
+	@PYTHONPATH=tests $(BIN)/python -m cuda.static_table $(if $(WRITE),--write)
+
 clean: ## remove everything that was built, .venv too
 	rm -rf $(VENV) build python/fused_attention/lib/*.so *.egg-info python/*.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks fused-attention-demo
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks fused-attention-demo gpu-report
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .venv, torch and what a build needs. Where $(PYTHON) has a fitting torch, .venv sees its packages.

@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
     key: Tensor  # [B, Hkv, Lk, D]
     value: Tensor  # [B, Hkv, Lk, D]
     grad_out: Tensor  # [B, Hq, Lq, D]
-    mask: Tensor | None  # bool [Lq, Lk], True = visible; None when the band hides nothing
+    mask: Tensor | None  # bool [Lq, Lk], True = visible; None where no peer needs it
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Case:
     dtype: str = "fp32"
     backward: bool = True
     series: str = ""  # cases of one series differ in length only and make one picture
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -70,6 +71,12 @@ class Case:
         return self.visible_pairs == self.len_q * self.len_k
 
     @property
+    def is_causal(self) -> bool:
+        """Whether the mask is the causal one and hides something."""
+        causal = Band.causal().resolve(self.len_q, self.len_k)
+        return self.band.resolve(self.len_q, self.len_k) == causal and not self.hides_nothing
+
+    @property
     def forward_flops(self) -> int:
         heads = self.batch * self.heads_q
         return heads * forward_flops(self.band, self.len_q, self.len_k, self.head_dim)
@@ -82,20 +89,24 @@ class Case:
         return self.batch * (q_rows + kv_rows) * self.head_dim * DTYPES[self.dtype].itemsize
 
     def make_inputs(self, seed: int = 0) -> Inputs:
-        """Standard normal tensors, the same for every contender; q, k and v require grad."""
-        generator = torch.Generator().manual_seed(seed)
+        """Standard normal tensors, the same for every contender; q, k and v require grad.
+
+        The mask is there for peers that cannot be told the band: on a GPU they know causal ones.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
 
         def normal(heads: int, length: int, requires_grad: bool) -> Tensor:
             shape = (self.batch, heads, length, self.head_dim)
-            values = torch.randn(shape, generator=generator).to(DTYPES[self.dtype])
-            return values.requires_grad_(requires_grad)
+            values = torch.randn(shape, generator=generator, device=self.device)
+            return values.to(DTYPES[self.dtype]).requires_grad_(requires_grad)
 
+        told = self.hides_nothing or (self.device == "cuda" and self.is_causal)
         return Inputs(
             query=normal(self.heads_q, self.len_q, self.backward),
             key=normal(self.heads_kv, self.len_k, self.backward),
             value=normal(self.heads_kv, self.len_k, self.backward),
             grad_out=normal(self.heads_q, self.len_q, False),
-            mask=None if self.hides_nothing else self.band.mask(self.len_q, self.len_k),
+            mask=None if told else self.band.mask(self.len_q, self.len_k).to(self.device),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,15 +162,95 @@ _CPU = (
     DECODE,
 )
 
+
+def on_gpu(cases: Iterable[Case], dtype: str = "bf16") -> tuple[Case, ...]:
+    return tuple(dataclasses.replace(case, device="cuda", dtype=dtype) for case in cases)
+
+
+def decoding(
+    batch: int, heads: int, heads_kv: int, len_k: int, dim: int = 128, **more: Any
+) -> Case:
+    """One query per sequence against `len_k` keys, unless `len_q` says otherwise."""
+    options = {"len_q": 1, "band": Band.causal(), "backward": False, **more}
+    return Case(batch, heads, heads_kv, len_k=len_k, head_dim=128, **options)
+
+
+def with_causal(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Each case without a mask, then causal."""
+    cases = tuple(cases)
+    return (*cases, *(dataclasses.replace(case, band=Band.causal()) for case in cases))
+
+
+CAUSAL = Band.causal()
+K = 1024
+# The grid of the flash-attention papers: 16 Ki tokens, a model width of 2048.
+_PAPER = with_causal(
+    square(batch, 2048 // dim, 16 * K // batch, dim)
+    for dim in (64, 128, 256)
+    for batch in (32, 16, 8, 4, 2, 1)
+)
+_TRAINING = (
+    *with_causal(square(4, 48, n * K, 128) for n in (1, 2, 4, 8)),
+    # Llama 3.1 70B; GPT-2; BERT-base; ModernBERT's local layers
+    *with_causal(square(1, 64, n * K, 128, heads_kv=8) for n in (2, 4, 8, 16, 32)),
+    square(32, 12, K, 64, band=CAUSAL),
+    square(32, 12, 512, 64),
+    square(1, 12, 8 * K, 64, band=Band.window(64, 64)),
+    # ViT-L/14, SDXL and Flux
+    square(64, 16, 577, 64),
+    square(2, 10, 4 * K, 64),
+    square(1, 24, 4608, 128),
+)
+_WINDOWS = (
+    # gpt-oss; Mistral 7B; Gemma 2 9B, Gemma 3 27B and 1B
+    *(
+        square(2, 64, n * K, 64, heads_kv=8, band=Band.sliding(width))
+        for width in (128, K)
+        for n in (2, 8, 32)
+    ),
+    *(square(1, 32, n * K, 128, heads_kv=8, band=Band.sliding(4 * K)) for n in (8, 16, 32)),
+    square(1, 16, 8 * K, 256, heads_kv=8, band=Band.sliding(4 * K)),
+    square(1, 32, 8 * K, 128, heads_kv=16, band=Band.sliding(K)),
+    *(square(1, 4, n * K, 256, heads_kv=1, band=Band.sliding(512)) for n in (8, 32)),
+)
+_INFERENCE = (
+    # A chunk of a prompt after what the cache holds.
+    Case(4, 32, 8, 512, 512, 128, band=CAUSAL, backward=False),
+    Case(2, 32, 8, 512, 4 * K, 128, band=CAUSAL, backward=False),
+    Case(1, 64, 8, 512, 4 * K, 128, band=CAUSAL, backward=False),
+    # Llama 3.1 8B; Qwen 3 30B; many heads; one key head; guessed ahead; a window of 4096
+    *(decoding(batch, 32, 8, n * K) for n in (4, 32) for batch in (1, 8, 32)),
+    decoding(128, 32, 8, 4 * K),
+    *(decoding(1, 32, 4, n * K) for n in (1, 8, 128)),
+    decoding(16, 32, 32, 2000),
+    decoding(16, 64, 1, 4 * K),
+    decoding(8, 32, 8, 4 * K, len_q=4),
+    decoding(8, 32, 8, 32 * K, band=Band.sliding(4 * K)),
+)
+_QUICK = (
+    square(4, 16, 4 * K, 128),
+    square(4, 16, 4 * K, 128, band=CAUSAL),
+    square(4, 32, 2 * K, 64, band=CAUSAL),
+    square(1, 32, 4 * K, 128, heads_kv=8, band=CAUSAL),
+    square(1, 64, 8 * K, 64, heads_kv=8, band=Band.sliding(K)),
+    Case(2, 32, 8, 512, 4 * K, 128, band=CAUSAL, backward=False),
+    decoding(32, 32, 8, 4 * K),
+)
+
 CASE_SETS: dict[str, tuple[Case, ...]] = {
     "demo": _DEMO,
     "cpu": with_dtypes(_CPU, ("fp32", "bf16")),
+    "cuda": (
+        *on_gpu((*_PAPER, *_TRAINING, *_WINDOWS, *_INFERENCE)),
+        *on_gpu((square(4, 32, 4 * K, dim, band=CAUSAL) for dim in (64, 128)), "fp16"),
+    ),
+    "cuda-quick": on_gpu(_QUICK),
 }
 
 
 @dataclass(frozen=True)
 class MemoryLadder:
-    """Lengths at which peak memory is measured; the peers, slower and fatter, stop earlier."""
+    """Lengths at which a set measures peak memory; the peers, slower and fatter, stop earlier."""
 
     lengths: tuple[int, ...]
     peers_up_to: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,15 +17,29 @@ from fused_attention import Band, attention
 from .cases import DTYPES, Case, Inputs
 
 OURS, NAIVE, SDPA = "ours", "naive", "sdpa"
-LABELS = {OURS: "fused_attention", NAIVE: "naive formula", SDPA: "torch SDPA"}
+FLASH, EFFICIENT, CUDNN, MATH = "flash", "efficient", "cudnn", "math"  # torch's kernels on GPUs
+LABELS = {
+    OURS: "fused_attention",
+    NAIVE: "naive formula",
+    SDPA: "torch SDPA",
+    FLASH: "torch's flash-attention",
+    EFFICIENT: "torch's efficient attention",
+    CUDNN: "cuDNN",
+    MATH: "torch's unfused attention",
+}
+FUSED_ON_GPU = (FLASH, EFFICIENT, CUDNN)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A name and a function of (case, inputs) that returns the attention output."""
+    """A name and a function of (case, inputs) that returns the attention output.
+
+    `around` makes what has to surround its calls; whoever times them enters it beforehand.
+    """
 
     name: str
     attend: Callable[[Case, Inputs], Tensor]
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
         """A call of the forward pass alone, without autograd's book-keeping."""
@@ -38,7 +53,8 @@ class Contender:
     def backward(self, case: Case, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
         """A call of the backward pass alone, over one forward pass that is run here."""
         leaves = (inputs.query, inputs.key, inputs.value)
-        out = self.attend(case, inputs)
+        with self.around():
+            out = self.attend(case, inputs)
         return lambda: torch.autograd.grad(out, leaves, inputs.grad_out, retain_graph=True)
 
     def training_step(self, case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -84,7 +100,9 @@ def is_sdpa_causal(case: Case) -> bool:
 
 
 def sdpa_needs_mask(case: Case) -> bool:
-    return not (case.hides_nothing or is_sdpa_causal(case))
+    """Whether torch has to read the band from a tensor; on GPUs it knows every causal mask."""
+    told = is_sdpa_causal(case) or (case.device == "cuda" and case.is_causal)
+    return not (case.hides_nothing or told)
 
 
 CONTENDERS = (Contender(OURS, ours), Contender(NAIVE, naive), Contender(SDPA, sdpa))
@@ -96,18 +114,22 @@ def contender(name: str) -> Contender:
 
 def skip_reason(name: str, case: Case, backward: bool) -> str | None:
     """Why a contender is left out of a case: its score matrices would not fit into memory."""
-    if name == OURS or (name == SDPA and not sdpa_needs_mask(case)):
+    without_scores = name in (OURS, *FUSED_ON_GPU) or (name == SDPA and not sdpa_needs_mask(case))
+    if without_scores:
         return None
     copies = 5 if backward else 3  # S, P and what softmax and the products make beside them
-    scores = case.batch * case.heads_q * case.len_q * case.len_k * DTYPES[case.dtype].itemsize
-    needed, free = copies * scores, available_memory()
+    itemsize = 4 if name == MATH else DTYPES[case.dtype].itemsize  # it computes in fp32
+    scores = case.batch * case.heads_q * case.len_q * case.len_k * itemsize
+    needed, free = copies * scores, available_memory(case.device)
     if free is None or needed < free / 2:
         return None
     return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
 
 
-def available_memory() -> int | None:
-    """Bytes of memory that are free now, or None where the system does not tell."""
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes of the device's memory that are free, or None where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -6,18 +6,25 @@ import statistics
 from typing import Any
 
 from .cases import Case
-from .contenders import LABELS, NAIVE, OURS, SDPA, sdpa_needs_mask
+from .contenders import LABELS, NAIVE, OURS, sdpa_needs_mask
 from .memory import MIB, MemoryResult
 from .run import Report
 
 
 def headlines(report: Report) -> list[str]:
     """What a report says: wrong results first, then speed against each peer, then memory."""
+    peers = dict.fromkeys(name for result in report["results"] for name in result["speedup"])
     return [
         *_wrong(report),
-        *(line for peer in (NAIVE, SDPA) for line in _speed(report, peer)),
+        *_dropped(report),
+        *(line for peer in peers for line in _speed(report, peer)),
         *_memory(report),
     ]
+
+
+def _dropped(report: Report) -> list[str]:
+    names = report.get("dropped", [])
+    return [f"NOT TIMED, out of time: {', '.join(names)}"] if names else []
 
 
 def _wrong(report: Report) -> list[str]:
@@ -40,12 +47,12 @@ def too_far_off(tensor: str, ratio: float | None) -> str:
 
 
 def _speed(report: Report, peer: str) -> list[str]:
-    """Speed-ups against a peer; cases where SDPA has to read a mask make a line of their own."""
+    """Speed-ups against a peer; cases where it has to read a mask make a line of their own."""
     plain: list[dict[str, Any]] = []
     masked: list[dict[str, Any]] = []
     for result in report["results"]:
         if peer in result["speedup"]:
-            with_mask = peer == SDPA and sdpa_needs_mask(Case.from_dict(result["case"]))
+            with_mask = peer != NAIVE and sdpa_needs_mask(Case.from_dict(result["case"]))
             (masked if with_mask else plain).append(result)
     lines = [_range(f"against {LABELS[peer]}", peer, plain)] if plain else []
     if masked:

@@ -12,8 +12,9 @@ from .cases import DTYPES, Case
 from .timing import Timing
 
 MATMUL, READ = "limit: matmul", "limit: read"
-MATRIX_SIZE = 1024
+MATRIX_SIZE, GPU_MATRIX_SIZE = 1024, 8192
 BLOCK_FLOATS = 32 * 2**20  # 128 MiB: more than the caches hold
+GPU_BLOCK_FLOATS = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class Limits:
     read_bytes: float  # bytes/s of torch.sum
 
     @classmethod
-    def from_timings(cls, timings: Mapping[str, Timing]) -> Limits:
+    def from_timings(cls, timings: Mapping[str, Timing], device: str = "cpu") -> Limits:
+        size, floats = _sizes(device)
         return cls(
-            matmul_flops=2.0 * MATRIX_SIZE**3 / timings[MATMUL].median_s,
-            read_bytes=4.0 * BLOCK_FLOATS / timings[READ].median_s,
+            matmul_flops=2.0 * size**3 / timings[MATMUL].median_s,
+            read_bytes=4.0 * floats / timings[READ].median_s,
         )
 
     def least_seconds(self, flops: float, io_bytes: float) -> float:
@@ -37,6 +39,13 @@ class Limits:
 
 def limit_calls(case: Case) -> dict[str, Callable[[], object]]:
     """What to time beside the contenders of a case, in the same rounds."""
-    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE).to(DTYPES[case.dtype])
-    block = torch.ones(BLOCK_FLOATS)
+    size, floats = _sizes(case.device)
+    matrix = torch.randn(size, size, device=case.device).to(DTYPES[case.dtype])
+    block = torch.ones(floats, device=case.device)
     return {MATMUL: functools.partial(torch.mm, matrix, matrix), READ: block.sum}
+
+
+def _sizes(device: str) -> tuple[int, int]:
+    """Rows of the square matrices, floats that are read."""
+    on_gpu = device == "cuda"
+    return (GPU_MATRIX_SIZE, GPU_BLOCK_FLOATS) if on_gpu else (MATRIX_SIZE, BLOCK_FLOATS)

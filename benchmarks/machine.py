@@ -31,6 +31,38 @@ def machine_info() -> dict[str, Any]:
     }
 
 
+def gpu_info() -> dict[str, Any]:
+    """The GPU in use, for reports that are measured on it; empty where there is none."""
+    if not torch.cuda.is_available():
+        return {}
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": found.name,
+        "gpu_capability": f"{found.major}.{found.minor}",
+        "gpu_sms": found.multi_processor_count,
+        "gpu_memory_gib": round(found.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **_ask_nvidia_smi("driver_version", "clocks.max.sm", "power.limit"),
+    }
+
+
+def gpu_state() -> dict[str, Any]:
+    """Clock, power and temperature now, right after a measurement."""
+    return _ask_nvidia_smi("clocks.sm", "power.draw", "temperature.gpu")
+
+
+def _ask_nvidia_smi(*fields: str) -> dict[str, Any]:
+    """Fields of the first GPU; empty where nvidia-smi does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    cells = [cell.strip() for cell in done.stdout.split("\n")[0].split(",")]
+    return dict(zip(fields, cells, strict=False))
+
+
 def cpu_model() -> str:
     """The processor's own name, as far as the system tells it."""
     try:

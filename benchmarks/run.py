@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +17,12 @@ import torch
 from .accuracy import finite
 from .cases import MEMORY_LADDERS, Case, Inputs, case_set, memory_cases
 from .contenders import CONTENDERS, OURS, Contender, skip_reason
+from .cuda_contenders import CUDA_CONTENDERS
 from .flops import flops_in_direction
 from .gate import Verdict, judge
+from .gpu_timing import GpuClock, time_interleaved_on_gpu
 from .limits import Limits, limit_calls
-from .machine import machine_info
+from .machine import gpu_info, gpu_state, machine_info
 from .memory import MemoryResult, measure
 from .timing import LoadMonitor, Timing, speedup, time_interleaved
 
@@ -39,6 +43,7 @@ class Settings:
     threads: tuple[int, ...] = ()  # empty: as many as torch uses now
     seconds: float = 2.0  # timing budget per case and direction
     memory: bool = True
+    limit_s: float = math.inf  # after this time no further case is begun
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -48,8 +53,12 @@ class Settings:
     def thread_counts(self) -> tuple[int, ...]:
         return self.threads or (torch.get_num_threads(),)
 
+    @property
+    def needs_gpu(self) -> bool:
+        return any(case.device == "cuda" for case in self.cases)
+
     def memory_jobs(self) -> list[tuple[str, Case]]:
-        if not self.memory:
+        if not self.memory or self.set_name not in MEMORY_LADDERS:
             return []
         peers_up_to = MEMORY_LADDERS[self.set_name].peers_up_to
         return [
@@ -69,16 +78,18 @@ class Settings:
 def run(settings: Settings, on_step: OnStep = lambda step, weight: None) -> Report:
     """Run a set; `on_step` is told the name and the weight of each step as it begins.
 
-    The report holds `machine`, `results` (one for a case, a direction and a thread count) and
-    `memory`. torch's thread count is put back afterwards.
+    The report holds `machine`, `results` (one for a case, a direction and a thread count),
+    `dropped` (cases for which the time did not suffice) and `memory`. torch's thread count is put
+    back afterwards.
     """
-    threads_before = torch.get_num_threads()
+    begin, threads_before = time.monotonic(), torch.get_num_threads()
     report: Report = {
         "schema": SCHEMA,
         "set": settings.set_name,
         "seconds": settings.seconds,
-        "machine": machine_info(),
+        "machine": machine_info() | (gpu_info() if settings.needs_gpu else {}),
         "results": [],
+        "dropped": [],
         "memory": [],
     }
     try:
@@ -86,6 +97,9 @@ def run(settings: Settings, on_step: OnStep = lambda step, weight: None) -> Repo
             torch.set_num_threads(threads)
             for case in settings.cases:
                 on_step(case.name, len(case.directions) * CASE_WEIGHT)
+                if time.monotonic() - begin > settings.limit_s:
+                    report["dropped"].append(case.name)
+                    continue
                 report["results"] += run_case(case, settings.seconds)
     finally:
         torch.set_num_threads(threads_before)
@@ -95,10 +109,15 @@ def run(settings: Settings, on_step: OnStep = lambda step, weight: None) -> Repo
     return report
 
 
+def contenders_for(case: Case) -> tuple[Contender, ...]:
+    return CUDA_CONTENDERS if case.device == "cuda" else CONTENDERS
+
+
 def run_case(case: Case, seconds: float) -> Iterator[Report]:
     """One result for each direction of the case, with torch's present thread count."""
     inputs = case.make_inputs()
-    fitting = [c for c in CONTENDERS if skip_reason(c.name, case, case.backward) is None]
+    contenders = contenders_for(case)
+    fitting = [c for c in contenders if skip_reason(c.name, case, case.backward) is None]
     verdicts = judge(case, inputs, fitting)
     for direction in case.directions:
         yield _time_direction(case, inputs, direction, verdicts, seconds)
@@ -107,12 +126,18 @@ def run_case(case: Case, seconds: float) -> Iterator[Report]:
 def _time_direction(
     case: Case, inputs: Inputs, direction: str, verdicts: dict[str, Verdict], seconds: float
 ) -> Report:
-    right = [c for c in CONTENDERS if c.name in verdicts and verdicts[c.name].right]
+    contenders = contenders_for(case)
+    right = [c for c in contenders if c.name in verdicts and verdicts[c.name].right]
     calls = {c.name: getattr(c, direction)(case, inputs) for c in right}
     monitor = LoadMonitor().start()
-    timings = time_interleaved({**calls, **limit_calls(case)}, budget_s=seconds)
-    load = monitor.report()
-    limits = Limits.from_timings(timings)
+    timed = {**calls, **limit_calls(case)}
+    if case.device == "cuda":
+        around = {c.name: c.around for c in right}
+        timings = time_interleaved_on_gpu(timed, around, GpuClock(), budget_s=seconds)
+    else:
+        timings = time_interleaved(timed, budget_s=seconds)
+    load = monitor.report() | (gpu_state() if case.device == "cuda" else {})
+    limits = Limits.from_timings(timings, case.device)
     flops = flops_in_direction(case.forward_flops, direction)
     result: Report = {
         "name": case.name,
@@ -124,7 +149,7 @@ def _time_direction(
         "load": load,
         "limits": dataclasses.asdict(limits),
         "contenders": {
-            c.name: _entry(c, case, verdicts.get(c.name), timings.get(c.name)) for c in CONTENDERS
+            c.name: _entry(c, case, verdicts.get(c.name), timings.get(c.name)) for c in contenders
         },
         "speedup": {},
         "limit_share": None,
@@ -142,7 +167,8 @@ def _entry(who: Contender, case: Case, verdict: Verdict | None, timing: Timing |
     if verdict is None:
         return {"status": "skipped", "reason": skip_reason(who.name, case, case.backward)}
     if verdict.failure is not None:
-        return {"status": "failed", "reason": verdict.failure}
+        status = "skipped" if verdict.unable else "failed"
+        return {"status": status, "reason": verdict.failure}
     accuracy = {"accuracy_ratio": finite(verdict.ratio), "accuracy_worst": verdict.worst}
     if timing is None:
         return {"status": "WRONG", **accuracy}

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .cells import percent, time_cell, times_cell
 from .contenders import CONTENDERS, NAIVE, OURS, SDPA
+from .gpu_table import GPU_HEADERS, gpu_line, gpu_time_rows, is_gpu_report
 from .markdown import block_command, markdown_table
 from .memory import MIB, MemoryResult
 from .run import Report, load
@@ -55,16 +57,24 @@ MEMORY_HEADERS = (
 )
 
 
+def time_table(report: Report, threads: int) -> tuple[str, Sequence[str], list[list[str]]]:
+    """What the times at this thread count are called, the headers, and rows of cells."""
+    if is_gpu_report(report):
+        return f"Time, {gpu_line(report)}", GPU_HEADERS, gpu_time_rows(report)
+    heading = f"Time, {threads} thread{'s' if threads > 1 else ''}"
+    return heading, TIME_HEADERS, time_rows(report, threads)
+
+
 def time_rows(report: Report, threads: int) -> list[list[str]]:
     """One row of cells for each result at this thread count, under TIME_HEADERS."""
     rows = []
     for result in report["results"]:
         if result["threads"] != threads:
             continue
-        times = [_time_cell(result["contenders"][c.name]) for c in CONTENDERS]
-        speedups = [_times_cell(result["speedup"].get(name)) for name in (NAIVE, SDPA)]
+        times = [time_cell(result["contenders"][c.name]) for c in CONTENDERS]
+        speedups = [times_cell(result["speedup"].get(name)) for name in (NAIVE, SDPA)]
         name = result["name"] + ("*" if is_noisy(result) else "")
-        rows.append([name, result["direction"], *times, *speedups, _percent(result["limit_share"])])
+        rows.append([name, result["direction"], *times, *speedups, percent(result["limit_share"])])
     return rows
 
 
@@ -120,14 +130,17 @@ def summary_rows(report: Report, threads: int) -> list[list[str]]:
         name = result["name"] + ("\\*" if is_noisy(result) else "")
         row = rows.setdefault(result["name"], [name, *["—"] * (len(SUMMARY_HEADERS) - 1)])
         row[0] = max(row[0], name, key=len)
-        speedups = [_times_cell(result["speedup"].get(peer)) for peer in (NAIVE, SDPA)]
+        speedups = [times_cell(result["speedup"].get(peer)) for peer in (NAIVE, SDPA)]
         begin = 1 if result["direction"] == "forward" else 4
-        row[begin : begin + 3] = [_time_cell(result["contenders"][OURS]), *speedups]
+        row[begin : begin + 3] = [time_cell(result["contenders"][OURS]), *speedups]
     return list(rows.values())
 
 
 def report_markdown(report: Report) -> str:
     """What README shows of a report: its largest thread count and its peak memory."""
+    if is_gpu_report(report):
+        title = f"Set `{report['set']}`: {gpu_line(report)}"
+        return f"{title}\n\n{markdown_table(GPU_HEADERS, gpu_time_rows(report), left=2)}"
     threads = max(thread_counts(report))
     rows = summary_rows(report, threads)
     parts = [
@@ -146,21 +159,6 @@ def stored_markdown(results: Path = RESULTS) -> str:
     """All stored reports, in the order of their file names."""
     reports = [load(path) for path in sorted(results.glob("*.json"))]
     return "\n\n".join(map(report_markdown, reports)) or "No results are stored yet."
-
-
-def _time_cell(entry: dict[str, Any]) -> str:
-    if entry["status"] == "ok":
-        milliseconds = entry["median_s"] * 1e3
-        return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
-    return "—" if entry["status"] == "skipped" else entry["status"]
-
-
-def _times_cell(ratio: float | None) -> str:
-    return "—" if ratio is None else f"{ratio:.2f}x"
-
-
-def _percent(share: float | None) -> str:
-    return "—" if share is None else f"{share * 100:.0f} %"
 
 
 def _memory_cell(result: MemoryResult | None) -> str:

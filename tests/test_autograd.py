@@ -11,15 +11,14 @@ import pytest
 import torch
 from attention_case import AttentionCase
 from attention_inputs import AttentionInputs
+from places import CPU_BACKENDS
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fused_attention import Band, attention, attention_varlen, autograd, backends
+from fused_attention import Band, attention, attention_varlen, autograd
 from fused_attention.backends import reference
 from fused_attention.backends.call import Call, Gradients
 from fused_attention.prepare import prepare
-
-AVAILABLE = [info.name for info in backends() if info.available]
 
 TINY = {"batch": 2, "heads_q": 2, "len_q": 3, "len_k": 4, "head_dim": 3, "dtype": torch.float64}
 LENS = {"seq_lens_q": (2, 3, 1), "seq_lens_k": (3, 1, 2)}
@@ -39,7 +38,7 @@ CASES = (
     AttentionCase("packed_window", **TINY, **LENS, band=Band.window(2, 0)),
 )
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
-every_backend = pytest.mark.parametrize("backend", AVAILABLE)
+every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def function_of(inputs: AttentionInputs, backend: str) -> tuple[Callable[..., Any], list[Tensor]]:

@@ -178,9 +178,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 
 
 def forbidden_includes(path: Path, source: str) -> list[str]:
-    """torch outside binding.cpp, and rooms of csrc that must not see each other."""
+    """torch outside binding.{h,cpp}, and rooms of csrc that must not see each other."""
     parts = path.parts
-    hidden = [] if path.name == "binding.cpp" else ["torch/", "ATen/", "c10/", "Python.h"]
+    hidden = [] if path.stem == "binding" else ["torch/", "ATen/", "c10/", "Python.h"]
     if "sm80" in parts:
         hidden += ["sm90"]
     if "sm90" in parts:

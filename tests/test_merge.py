@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from attention_case import AttentionCase
+from places import CPU_BACKENDS
 from torch import Tensor
 
-from fused_attention import attention, attention_varlen, backends, merge_attention
+from fused_attention import attention, attention_varlen, merge_attention
 from fused_attention.reference import attention_reference
 
-AVAILABLE = [info.name for info in backends() if info.available]
-every_backend = pytest.mark.parametrize("backend", AVAILABLE)
+every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def attend_in_parts(

@@ -10,6 +10,8 @@ import torch
 
 LIBRARY_FOLDER = Path(__file__).parent / "lib"
 ISA_VARIABLE = "FUSED_ATTENTION_CPU_ISA"
+OLDEST_CAPABILITY = (8, 0)
+_BUILT_WITH = {"cpu": "a C++17 compiler", "cuda": "nvcc and FUSED_ATTENTION_CUDA=1"}
 
 
 @functools.cache
@@ -17,11 +19,11 @@ def load_error(name: str) -> str | None:
     """Load libfused_attention_<name>.so; None when its operators are there, else why not.
 
     Args:
-        name: "cpu".
+        name: "cpu" or "cuda".
     """
     path = LIBRARY_FOLDER / f"libfused_attention_{name}.so"
     if not path.exists():
-        return f"{path.name} has not been built (reinstall with a C++17 compiler at hand)"
+        return f"{path.name} has not been built (reinstall with {_BUILT_WITH[name]} at hand)"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
@@ -73,6 +75,38 @@ def cpu_unavailable() -> str | None:
     return _cpu_unavailable()
 
 
-# torch.compile takes the answer as a constant instead of tracing into the file system. This is
+@functools.cache
+def _cuda_without_device() -> tuple[str, ...]:
+    """What speaks against the CUDA library before any device is looked at."""
+    reasons = []
+    error = load_error("cuda")
+    if error is not None:
+        reasons.append(error)
+    elif driver := torch.ops.fused_attention.cuda_driver_error():
+        reasons.append(driver)
+    if torch.version.cuda is None:
+        reasons.append("this torch is built without CUDA")
+    elif torch.cuda.device_count() == 0:
+        reasons.append("no GPU was found")
+    return tuple(reasons)
+
+
+def cuda_unavailable() -> tuple[str, ...]:
+    """Why the CUDA library cannot be used; empty if it can. Never initialises CUDA.
+
+    A device is asked for its compute capability only where torch has initialised CUDA already, as
+    it has whenever there is a tensor on a GPU.
+    """
+    reasons = _cuda_without_device()
+    if not reasons and torch.cuda.is_initialized():
+        capability = torch.cuda.get_device_capability()
+        if capability < OLDEST_CAPABILITY:
+            have, need = (".".join(map(str, x)) for x in (capability, OLDEST_CAPABILITY))
+            return (f"needs a GPU of compute capability {need} or newer, got {have}",)
+    return reasons
+
+
+# torch.compile takes the answers as constants instead of tracing into the file system. This is
 # what torch.compiler.assume_constant_result sets; calling that would import the compiler here.
 cpu_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+cuda_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]

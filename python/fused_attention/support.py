@@ -20,6 +20,8 @@ DTYPES = {
     "fp64": torch.float64,
 }
 
+DEVICE_TYPES = ("cpu", "cuda")
+
 # What each feature changes in a plain problem.
 FEATURES: dict[str, dict[str, Any]] = {
     "forward": {},
@@ -117,6 +119,15 @@ def backends() -> BackendList:
     return BackendList(_availability(backend) for backend in ORDER)
 
 
+def devices_of(backend: Backend) -> tuple[str, ...]:
+    """The kinds of device, of "cpu" and "cuda", on which a backend takes a plain problem here."""
+    return tuple(
+        device_type
+        for device_type in DEVICE_TYPES
+        if not all(backend.why_not(sample_problem(device_type, dtype)) for dtype in DTYPES)
+    )
+
+
 def support_matrix(device_types: tuple[str, ...] | None = None) -> SupportMatrix:
     """What every backend can run here, by feature and dtype; nothing is run.
 
@@ -179,7 +190,7 @@ def _availability(backend: Backend) -> BackendInfo:
     """Available if a plain problem runs on any device; else the reasons nearest to running."""
     answers = [
         backend.why_not(sample_problem(device_type, dtype))
-        for device_type in ("cpu", "cuda")
+        for device_type in DEVICE_TYPES
         for dtype in DTYPES
     ]
     fewest = min(answers, key=len)

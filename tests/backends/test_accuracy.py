@@ -8,36 +8,31 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_case import AttentionCase
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
+from places import Place, matrix
 from shapes import CASES, DTYPES, attention_cases
 
-from fused_attention import _ext, attention, attention_varlen
-
-BF16_TIERS = ("avx512_bf16", "amx_bf16")  # of other dtypes they run avx512's kernels
+from fused_attention import attention, attention_varlen
 
 
-def compute(case: AttentionCase, backend: str, seed: int = 0):
-    """The case's inputs, out, lse, upstream gradients and input gradients by one backend."""
-    inputs = case.make(seed)
+def assert_within_budget(case: AttentionCase, place: Place, seed: int = 0) -> None:
+    """out, lse and the gradients of all inputs by one backend, against the reference."""
+    inputs = case.make(seed, place.device)
     leaves = inputs.require_gradients()
     function = attention_varlen if case.packed else attention
     operands = (inputs.query, inputs.key, inputs.value)
-    out, lse = function(*operands, return_lse=True, backend=backend, **inputs.options)
-    grad_out, grad_lse = inputs.random_output_gradients()
-    grads = torch.autograd.grad((out, lse), list(leaves.values()), (grad_out, grad_lse))
+    out, lse = function(*operands, return_lse=True, backend=place.backend, **inputs.options)
+    upstream = inputs.random_output_gradients()
+    grads = torch.autograd.grad((out, lse), list(leaves.values()), upstream)
     by_name = dict(zip(leaves, grads, strict=True))
     ordered = [by_name.get(name) for name in ("query", "key", "value", "bias", "sinks")]
-    return inputs, out.detach(), lse.detach(), (grad_out, grad_lse), ordered
+    inputs.assert_forward(out.detach(), lse.detach())
+    inputs.assert_gradients(ordered, *upstream)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_within_budget(case, dtype, fused_backend, poisoned_allocations):
-    if fused_backend == "cpu" and _ext.cpu_isa() in BF16_TIERS and dtype != torch.bfloat16:
-        pytest.skip("the same kernels as avx512")
-    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), fused_backend)
-    inputs.assert_forward(out, lse)
-    inputs.assert_gradients(grads, *upstream)
+@pytest.mark.parametrize(("place", "case"), matrix(CASES, DTYPES), indirect=["place"])
+def test_within_budget(place, case, poisoned_allocations):
+    assert_within_budget(case, place)
 
 
 # The same examples every time: on one lucky element in some thousand problems the baseline's error
@@ -49,10 +44,11 @@ def test_within_budget(case, dtype, fused_backend, poisoned_allocations):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(case=attention_cases())
-def test_random_problems_within_budget(case, fused_backend, poisoned_allocations):
-    inputs, out, lse, upstream, grads = compute(case, fused_backend)
-    inputs.assert_forward(out, lse)
-    inputs.assert_gradients(grads, *upstream)
+def test_random_problems_within_budget(case, place, poisoned_allocations):
+    if place.device == "cuda":
+        case = place.fitting(case)
+        assume(not place.why_not(case))
+    assert_within_budget(case, place)
 
 
 LONG = (
@@ -63,9 +59,8 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", LONG, ids=str)
-def test_many_tiles_within_budget(case, dtype, fused_backend, poisoned_allocations):
-    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), fused_backend)
-    inputs.assert_forward(out, lse)
-    inputs.assert_gradients(grads, *upstream)
+@pytest.mark.parametrize(
+    ("place", "case"), matrix(LONG, (torch.float32, torch.bfloat16)), indirect=["place"]
+)
+def test_many_tiles_within_budget(place, case, poisoned_allocations):
+    assert_within_budget(case, place)

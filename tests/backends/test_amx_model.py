@@ -14,7 +14,7 @@ import pytest
 import torch
 from attention_case import AttentionCase
 from attention_inputs import AttentionInputs
-from backends.test_accuracy import LONG, compute
+from backends.test_accuracy import LONG, assert_within_budget
 from backends.test_cpu import (  # noqa: F401
     test_offsets_beyond_32_bits,
     test_scores_that_rise_from_step_to_step,
@@ -26,6 +26,7 @@ from backends.test_cpu_threads import assert_bit_equal, forward_and_gradients
 from hypothesis import HealthCheck, given, settings
 from native.amx_model import operators
 from native.build import ROOT
+from places import Place
 from shapes import CASES, attention_cases
 
 from fused_attention import Band, _ext, attention
@@ -33,6 +34,7 @@ from fused_attention import Band, _ext, attention
 pytestmark = pytest.mark.skipif(
     "avx512" not in _ext.available_cpu_isas(), reason="the kernels need AVX-512 around the tiles"
 )
+ON_MODEL = Place("cpu", "cpu")  # use_model chooses the tier
 TIERS = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
 
 # What is particular to tiles: 32 keys packed at a time, 32 queries, units of 64 or 128 keys, rows
@@ -91,9 +93,7 @@ def fused_backend(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.parametrize("case", (*CASES, *LONG, *TILES), ids=str)
 def test_within_budget(case, dtype, poisoned_allocations):
-    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), "cpu")
-    inputs.assert_forward(out, lse)
-    inputs.assert_gradients(grads, *upstream)
+    assert_within_budget(case.with_dtype(dtype), ON_MODEL)
 
 
 @settings(
@@ -104,9 +104,7 @@ def test_within_budget(case, dtype, poisoned_allocations):
 )
 @given(case=attention_cases())
 def test_random_problems_within_budget(case, dtype, poisoned_allocations):
-    inputs, out, lse, upstream, grads = compute(case.with_dtype(dtype), "cpu")
-    inputs.assert_forward(out, lse)
-    inputs.assert_gradients(grads, *upstream)
+    assert_within_budget(case.with_dtype(dtype), ON_MODEL)
 
 
 def growing_scores(dtype: torch.dtype, head_dim: int, steps: tuple[float, ...]) -> AttentionInputs:

@@ -10,7 +10,7 @@ from fused_attention.benchmarks import cases
 from fused_attention.benchmarks.cases import Case, case_set, memory_cases, square
 
 
-@pytest.mark.parametrize("name", cases.CASE_SETS)
+@pytest.mark.parametrize("name", cases.MEMORY_LADDERS)
 def test_set_has_what_it_promises(name: str) -> None:
     chosen = case_set(name)
     names = [case.name for case in chosen]
@@ -24,7 +24,7 @@ def test_set_has_what_it_promises(name: str) -> None:
     assert (1, 8, 1024, 64) in [(c.batch, c.heads_q, c.len_q, c.head_dim) for c in chosen]
 
 
-@pytest.mark.parametrize("name", cases.CASE_SETS)
+@pytest.mark.parametrize("name", cases.MEMORY_LADDERS)
 def test_memory_is_measured_up_to_16384(name: str) -> None:
     for backward in (False, True):
         lengths = [c.len_q for c in memory_cases(name) if c.backward == backward]
@@ -40,7 +40,9 @@ def test_dtypes_replace_those_of_the_set() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="set: must be one of demo, cpu, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="set: must be one of demo, cpu, cuda, cuda-quick, got 'gpu'"
+    ):
         case_set("gpu")
     with pytest.raises(ValueError, match="dtype: must be one of .*, got 'fp8'"):
         case_set("demo", ["fp8"])

@@ -73,7 +73,7 @@ def test_wrong_kernel_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_contender_that_does_not_fit_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "available_memory", lambda: 1000)
+    monkeypatch.setattr(contenders, "available_memory", lambda device: 1000)
     report = run.run(Settings(seconds=0.01, memory=False))
     causal, _, window = report["results"]
     assert causal["contenders"][NAIVE]["status"] == "skipped"

@@ -45,6 +45,13 @@ def test_out_gets_report_and_pictures(command: Any, tmp_path: Path) -> None:
     assert f"wrote {folder / 'time.png'}" in outcome.out
 
 
+def test_a_set_for_gpus_needs_one(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = command("bench", "--set", "cuda-quick", *QUICK)
+    assert outcome.code == 2
+    assert "argument --set: cuda-quick needs a GPU, and torch finds none" in outcome.err
+
+
 def test_wrong_kernel_ends_in_failure(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(case: Case, inputs: Inputs) -> Tensor:
         return contenders.ours(case, inputs) + 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,8 +44,8 @@ def test_every_feature_passes_in_one_dtype(command: Any) -> None:
 @pytest.mark.usefixtures("few_cases")
 @pytest.mark.parametrize("tensor", ["out", "lse", "gradient of key", "gradient of bias"])
 def test_wrong_tensor_fails(command: Any, monkeypatch: pytest.MonkeyPatch, tensor: str) -> None:
-    def slightly_wrong(inputs: CheckInputs, backend: str) -> dict[str, torch.Tensor]:
-        results = run_backend(inputs, backend)
+    def slightly_wrong(inputs: CheckInputs, backend: str, device: str) -> dict[str, torch.Tensor]:
+        results = run_backend(inputs, backend, device)
         if backend == "cpu" and tensor in results:
             results[tensor] = results[tensor] * 1.01
         return results
@@ -59,8 +60,8 @@ def test_wrong_tensor_fails(command: Any, monkeypatch: pytest.MonkeyPatch, tenso
 
 @pytest.mark.usefixtures("few_cases")
 def test_nan_fails_and_json_stays_json(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_a_number(inputs: CheckInputs, backend: str) -> dict[str, torch.Tensor]:
-        return run_backend(inputs, backend) | {"lse": torch.tensor(torch.nan)}
+    def not_a_number(inputs: CheckInputs, backend: str, device: str) -> dict[str, torch.Tensor]:
+        return run_backend(inputs, backend, device) | {"lse": torch.tensor(torch.nan)}
 
     monkeypatch.setattr(check, "run_backend", not_a_number)
     outcome = command("check", "--dtype", "fp32", "--backend", "cpu")
@@ -72,7 +73,7 @@ def test_nan_fails_and_json_stays_json(command: Any, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("few_cases")
 def test_crash_fails_and_refusal_does_not(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(inputs: CheckInputs, backend: str) -> dict[str, torch.Tensor]:
+    def raises(inputs: CheckInputs, backend: str, device: str) -> dict[str, torch.Tensor]:
         if backend == "reference":
             raise NotImplementedError("not today")
         raise RuntimeError("boom")
@@ -87,6 +88,21 @@ def test_crash_fails_and_refusal_does_not(command: Any, monkeypatch: pytest.Monk
     outcome = command("check", "--dtype", "fp32", "--backend", "reference")
     assert outcome.code == 0
     assert "—" in outcome.out
+
+
+def test_a_backend_for_gpus_is_checked_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor goes there, and what it gives comes back: here to a GPU that is none."""
+    on_gpu = SimpleNamespace(why_not=lambda problem: [] if problem.device_type == "cuda" else ["-"])
+    everywhere = SimpleNamespace(why_not=lambda problem: [])
+    monkeypatch.setattr(check, "get", {"gpu": on_gpu, "all": everywhere}.__getitem__)
+    assert (check.device_of("gpu"), check.device_of("all")) == ("cuda", "cpu")
+    for case in CHECK_CASES:
+        moved = make_inputs(case, torch.float32, seed=0).on("meta")
+        tensors = [*moved.leaves.values(), moved.grad_out, moved.grad_lse]
+        tensors += [x for x in moved.constants.values() if isinstance(x, torch.Tensor)]
+        assert {x.device.type for x in tensors} == {"meta"}
+        assert all(leaf.requires_grad and leaf.is_leaf for leaf in moved.leaves.values())
+        assert moved.leaves["query"].is_contiguous() != ("strided" in case.features)
 
 
 def test_unavailable_backend_cannot_be_asked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import runpy
 import subprocess
 import sys
@@ -33,7 +34,8 @@ def operators() -> Any:
         build = runpy.run_path(str(ROOT / "setup.py"))
     FOLDER.mkdir(parents=True, exist_ok=True)
     library = FOLDER / "libfused_attention_amx_model.so"
-    build["write_ninja_file"](FOLDER / "build.ninja", library, FLAGS)
+    with mock.patch.dict(os.environ, CXXFLAGS=" ".join(FLAGS)):
+        build["write_ninja_file"](FOLDER / "build.ninja", library, build["cpu_sources"]())
     subprocess.run([sys.executable, "-m", "ninja", "-C", str(FOLDER)], check=True)
     torch.ops.load_library(str(library))
     return getattr(torch.ops, OPERATORS)

@@ -109,7 +109,7 @@ struct Sequence {
   Band band;
 };
 
-inline Sequence sequence_of(const AttentionParams& params, int64_t b) {
+FUSED_ATTENTION_HOST_DEVICE inline Sequence sequence_of(const AttentionParams& params, int64_t b) {
   Sequence seq;
   seq.len_q = params.len_q;
   seq.len_k = params.len_k;

@@ -44,7 +44,19 @@ struct Dropout {
   uint32_t seed[2] = {0, 0};
   uint32_t offset = 0;
   double keep_scale = 1.0;
+  // Seed and offset where they lie on a GPU, so that no stream is stalled to read them; a kernel
+  // calls load_dropout_state once. nullptr: seed and offset above hold them.
+  const int64_t* state = nullptr;
 };
+
+FUSED_ATTENTION_HOST_DEVICE inline Dropout load_dropout_state(Dropout dropout) {
+  if (dropout.threshold == 0 || dropout.state == nullptr) return dropout;
+  const uint64_t seed = static_cast<uint64_t>(dropout.state[0]);
+  dropout.seed[0] = static_cast<uint32_t>(seed);
+  dropout.seed[1] = static_cast<uint32_t>(seed >> 32);
+  dropout.offset = static_cast<uint32_t>(dropout.state[1]);
+  return dropout;
+}
 
 FUSED_ATTENTION_HOST_DEVICE inline bool dropout_keep(const Dropout& dropout, int64_t batch_head,
                                                      int64_t i, int64_t j) {

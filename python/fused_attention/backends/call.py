@@ -87,6 +87,16 @@ def empty_like_layout(tensor: Tensor, last_dim: int) -> Tensor:
     return dense.permute(inverse)
 
 
+def sink_gradient(call: Call, lse: Tensor, delta: Tensor) -> Tensor:
+    """-sum over rows of P(sink) * delta: a sink is a key whose value is 0."""
+    sinks = call.sinks
+    assert sinks is not None
+    shape = (-1, 1) if call.packed else (1, -1, 1)
+    weight = torch.exp(sinks.view(shape) - lse)
+    weight = torch.where(lse == -torch.inf, 0.0, weight)  # no key and a sink of -inf
+    return -(weight * delta).sum(dim=1 if call.packed else (0, 2))
+
+
 class DecodeCall(NamedTuple):
     """Tensors and scalars of one step of decoding, in the order of fused_attention::decode.
 

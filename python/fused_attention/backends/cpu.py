@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_attention import _ext
-from fused_attention.backends.call import Call, DecodeCall, Gradients
+from fused_attention.backends.call import Call, DecodeCall, Gradients, sink_gradient
 
 if TYPE_CHECKING:
     from fused_attention.decode_problem import DecodeProblem
@@ -72,7 +72,7 @@ def backward(
         grad_value,
         grad_bias,
     )
-    grad_sinks = None if call.sinks is None else _sink_gradient(call, lse, delta)
+    grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grad_query, grad_key, grad_value, grad_bias, grad_sinks)
 
 
@@ -111,13 +111,3 @@ def _accumulator(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.new_zeros((*tensor.shape[:-1], dim), dtype=dtype)
     total, heads, _ = tensor.shape
     return tensor.new_zeros((heads, total, dim), dtype=dtype).transpose(0, 1)
-
-
-def _sink_gradient(call: Call, lse: Tensor, delta: Tensor) -> Tensor:
-    """-sum over rows of P(sink) * delta: a sink is a key whose value is 0."""
-    sinks = call.sinks
-    assert sinks is not None
-    shape = (-1, 1) if call.packed else (1, -1, 1)
-    weight = torch.exp(sinks.view(shape) - lse)
-    weight = torch.where(lse == -torch.inf, 0.0, weight)  # no key and a sink of -inf
-    return -(weight * delta).sum(dim=1 if call.packed else (0, 2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from fused_attention.benchmarks import cases, table
 from fused_attention.benchmarks.headlines import headlines
 from fused_attention.benchmarks.run import Report, Settings, judged_right, save
@@ -67,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
         memory=not arguments.no_memory,
     )
+    if settings.needs_gpu and not torch.cuda.is_available():
+        raise UsageError(f"argument --set: {arguments.set} needs a GPU, and torch finds none")
     with output.progress(settings.weight) as begin:
         report = run_set(settings, begin)
     show(output, report)
@@ -82,9 +86,10 @@ def show(output: Output, report: Report) -> None:
     if output.quiet:
         return
     for threads in table.thread_counts(report):
-        output.heading(f"Time, {threads} thread{'s' if threads > 1 else ''}")
-        rows = [table.TIME_HEADERS, *table.time_rows(report, threads)]
-        if output.width < FULL_WIDTH:
+        heading, headers, body = table.time_table(report, threads)
+        output.heading(heading)
+        rows = [headers, *body]
+        if output.width < FULL_WIDTH and headers == table.TIME_HEADERS:
             rows = [[*row[:3], *row[5:]] for row in rows]  # the peers' times: the ratios tell them
         output.table(rows[0], rows[1:], left=2, style=_colour)
     if report["memory"]:

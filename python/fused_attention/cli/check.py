@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fused_attention import backends
+from fused_attention.backends import get
 from fused_attention.benchmarks.accuracy import error_ratio, finite
 from fused_attention.benchmarks.headlines import too_far_off
 from fused_attention.benchmarks.machine import machine_info
@@ -23,6 +24,7 @@ from fused_attention.cli.check_cases import (
     run_reference,
 )
 from fused_attention.cli.output import OnStep, Output, UsageError
+from fused_attention.support import devices_of
 
 CHECK_WEIGHT = 0.1  # of one check, beside the weights of benchmarks.run
 WIDEST_TABLE = 4  # columns of numbers; beyond them each backend gets a table of its own
@@ -91,6 +93,12 @@ def available_backends(wanted: str | None = None) -> list[str]:
     return [wanted]
 
 
+def device_of(name: str) -> str:
+    """The kind of device on which a backend that runs here is checked: the CPU if it can."""
+    devices = devices_of(get(name))
+    return "cpu" if "cpu" in devices else devices[0]
+
+
 def weight(names: Sequence[str], dtypes: Sequence[str]) -> float:
     """Sum of the weights of `check`'s steps."""
     return len(CHECK_CASES) * len(names) * len(dtypes) * CHECK_WEIGHT
@@ -104,6 +112,7 @@ def check(
     cases: Sequence[CheckCase] = CHECK_CASES,
 ) -> Iterator[CheckResult]:
     """Forward and backward of every case; `begin` is told of each before it runs."""
+    devices = {name: device_of(name) for name in names}
     for case in cases:
         for dtype in dtypes:
             torch_dtype = types.DTYPES[dtype]
@@ -114,7 +123,7 @@ def check(
             for name in names:
                 begin(f"{case.name}, {name}, {dtype}", CHECK_WEIGHT)
                 try:
-                    actual = run_backend(inputs, name)
+                    actual = run_backend(inputs, name, devices[name])
                 except NotImplementedError as error:
                     yield CheckResult(case.name, name, dtype, CANNOT, reason=str(error))
                 except Exception as error:  # whatever a broken kernel raises is its result

@@ -80,6 +80,20 @@ class CheckInputs:
     grad_out: Tensor
     grad_lse: Tensor
 
+    def on(self, device: str) -> CheckInputs:
+        """The same numbers on another device, detached from these."""
+
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return replace(
+            self,
+            leaves={n: move(t.detach()).requires_grad_() for n, t in self.leaves.items()},
+            constants={name: move(value) for name, value in self.constants.items()},
+            grad_out=move(self.grad_out),
+            grad_lse=move(self.grad_lse),
+        )
+
     def to(self, dtype: torch.dtype) -> CheckInputs:
         """The same numbers in another dtype, detached from these."""
         leaves = {
@@ -131,12 +145,13 @@ def make_inputs(case: CheckCase, dtype: torch.dtype, seed: int) -> CheckInputs:
     )
 
 
-def run_backend(inputs: CheckInputs, backend: str) -> dict[str, Tensor]:
-    """out, lse and the gradients of one backend.
+def run_backend(inputs: CheckInputs, backend: str, device: str = "cpu") -> dict[str, Tensor]:
+    """out, lse and the gradients of one backend, computed on `device`, returned on the CPU.
 
     Raises:
         NotImplementedError: the backend cannot run this.
     """
+    inputs = inputs if device == "cpu" else inputs.on(device)
     call: Any = attention_varlen if "cu_seqlens_q" in inputs.constants else attention
     out, lse = call(
         **inputs.leaves,
@@ -147,7 +162,8 @@ def run_backend(inputs: CheckInputs, backend: str) -> dict[str, Tensor]:
         return_lse=True,
         backend=backend,
     )
-    return _with_gradients(out, lse, inputs)
+    results = _with_gradients(out, lse, inputs)
+    return {name: result.cpu() for name, result in results.items()}
 
 
 def run_reference(inputs: CheckInputs, dtype: torch.dtype) -> dict[str, Tensor]:

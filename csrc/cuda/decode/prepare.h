@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+#include "arguments.h"
+#include "fused_attention/status.h"
+
+// From a step of decoding to what its launches need: grids, shared memory, arguments. Plain C++, so
+// that tests run these very steps and hand the arguments to an emulator.
+namespace fused_attention::cuda::decode {
+
+struct KernelLaunch {
+  uint32_t blocks = 0;  // 0: nothing to do
+  uint32_t threads = 0;
+  uint32_t shared_bytes = 0;
+};
+
+// The kernels in the order in which they have to run.
+struct Plan {
+  Status status;
+  int dim = 0;  // of the tiles: an element of DIMS
+  int64_t workspace_bytes = 0;
+  KernelLaunch append, decode, combine;
+  Arguments arguments;
+};
+
+// multiprocessors: of the device, by which the number of parts is chosen.
+Plan plan(const DecodeParams& step, int multiprocessors);
+
+}  // namespace fused_attention::cuda::decode

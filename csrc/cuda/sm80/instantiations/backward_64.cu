@@ -1,0 +1,9 @@
+#include "../backward_key.cuh"
+#include "../backward_query.cuh"
+
+namespace fused_attention::cuda::sm80 {
+template const void* query_gradient_kernel_address<Bfloat16, 64>();
+template const void* query_gradient_kernel_address<Float16, 64>();
+template const void* key_gradient_kernel_address<Bfloat16, 64>();
+template const void* key_gradient_kernel_address<Float16, 64>();
+}  // namespace fused_attention::cuda::sm80
