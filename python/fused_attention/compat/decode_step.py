@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fused_attention import decoding, log
 from fused_attention.compat.conventions import can_read, last_contiguous
-from fused_attention.compat.kv_cache import check_pages, longest
+from fused_attention.compat.kv_cache import check_pages, longest, read_lengths
 from fused_attention.compat.logged import DOOR
 from fused_attention.compat.rotation import dense_positions
 
@@ -53,7 +53,7 @@ def decode_step(
         table, rows = table[:batch] if rows is None else table[rows], None
     lengths = cache.capacity if cache.lengths is None else cache.lengths
     total = lengths if new is None else lengths + new.key.shape[1]
-    most = longest(cache, total)
+    most = longest(cache, read_lengths(cache, total))
     if table is not None:
         check_pages(cache, table, total, most)
     if rotary is not None and new is not None:
