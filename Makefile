@@ -39,8 +39,10 @@ build: setup ## the same: build what has changed
 demo: setup ## show this machine, check and time the kernels, draw pictures (2 minutes)
 	@$(BIN)/fused-attention demo
 
+# Tests run side by side, so each keeps to one thread unless it asks for more.
+WORKERS = $$($(BIN)/python -c 'import xdist' 2>/dev/null && echo "-n auto")
 test: setup lint ## linters and all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-fast: setup ## the tests that take less than a few seconds each
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

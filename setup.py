@@ -12,6 +12,7 @@ FUSED_ATTENTION_CUDA_ARCHS="80;90a"  compute capabilities to compile for, or nat
     The default is what the build before had, at first native, or where no GPU is seen 80, whose PTX
     serves every newer GPU
 MAX_JOBS  compilers at once
+CXX, CXXFLAGS  the C++ compiler, and flags behind those that it gets anyhow
 """
 
 from __future__ import annotations
@@ -273,14 +274,8 @@ class NinjaBuild(build_ext):
         else:
             write_ninja_file(folder / "build.ninja", library, cpu_sources())
         jobs = os.environ.get("MAX_JOBS")
-        command = [
-            sys.executable,
-            "-m",
-            "ninja",
-            "-C",
-            str(folder),
-            *(["-j", jobs] if jobs else []),
-        ]
+        limit = ["-j", jobs] if jobs else []
+        command = [sys.executable, "-m", "ninja", "-C", str(folder), *limit]
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:

@@ -160,6 +160,7 @@ _CPU = (
     square(1, 4, 4096, 64, band=WINDOW_256),
     square(1, 4, 4096, 64, band=Band.sliding(512)),
     DECODE,
+    replace(DECODE, batch=8),
 )
 
 

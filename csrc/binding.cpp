@@ -29,12 +29,12 @@ void cpu_forward(const Tensor& query, const Tensor& key, const Tensor& value, Op
                  OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                  OptionalTensor band_offsets, OptionalTensor rng_state, double scale,
                  double softcap, int64_t left, int64_t right, int64_t offset, double dropout_p,
-                 std::string isa, Tensor out, Tensor lse) {
+                 std::string isa, bool backward_follows, Tensor out, Tensor lse) {
   const Shared in{query,      key,          value,        bias,         alibi_slopes, sinks,
                   kv_lengths, cu_seqlens_q, cu_seqlens_k, band_offsets, rng_state,    scale,
                   softcap,    left,         right,        offset,       dropout_p};
-  raise_if_error(
-      fused_attention::cpu::launch_forward(params_of(in, out, lse), isa.c_str(), torch_threads()));
+  raise_if_error(fused_attention::cpu::launch_forward(params_of(in, out, lse), backward_follows,
+                                                      isa.c_str(), torch_threads()));
 }
 
 void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor bias,
@@ -108,7 +108,8 @@ std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
-  m.def("cpu_forward(" SHARED_ARGUMENTS "Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("cpu_forward(" SHARED_ARGUMENTS
+        "bool backward_follows, Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("cpu_backward(" SHARED_ARGUMENTS
         "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor(a!) key_sum, "
         "Tensor(b!) value_sum, Tensor(c!) delta, Tensor(d!) grad_query, Tensor(e!) grad_key, "

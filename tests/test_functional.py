@@ -257,8 +257,8 @@ def test_profiler_shows_every_kernel_call(backend: str) -> None:
 
 def test_public_names() -> None:
     public = {"Band", "attention", "attention_varlen", "backends", "explain", "merge_attention"}
-    doors = {"convert", "sdpa"}
-    assert set(fused_attention.__all__) == public | doors | {"__version__"}
+    public |= {"attention_with_kv_cache", "convert", "sdpa"}
+    assert set(fused_attention.__all__) == public | {"__version__"}
     assert all(hasattr(fused_attention, name) for name in fused_attention.__all__)
     assert reference.NAME == "reference"  # of the package that has the function's name
 

@@ -68,10 +68,10 @@ inline void load_query_block_pairs(const BackwardParams& params, const QueryBloc
 // P (with dropout) and dS of one key and one vector of queries. SPECIAL: dropout or a softcap.
 template <bool SPECIAL>
 inline void score_gradient_pairs(const AttentionParams& p, const BackwardScratchPairs& w,
-                                 int64_t at, Vec<float> factor, Vec<float> offset, Vec<float> delta,
+                                 int64_t at, Vec<float> factor, Vec<float> lse, Vec<float> delta,
                                  Vec<float>* weight, Vec<float>* gradient) {
   using V = Vec<float>;
-  *weight = exp2_for_bf16(V::fma(V::load(w.S + at), factor, offset));
+  *weight = exp2_for_bf16((V::load(w.S + at) - lse) * factor);
   V dP = V::load(w.dP + at), P = *weight;
   if (SPECIAL && p.dropout.threshold != 0) {
     const V kept = V::load(w.dropout + at);
@@ -95,13 +95,13 @@ inline void score_gradients_pairs(const QueryBlock<float>& block, int64_t count,
     _mm256_store_si256(row + BLOCK_Q / V::WIDTH, _mm512_extracti64x4_epi64(rows, 1));
   };
   for (int64_t lane = 0; lane < block.vecs * V::WIDTH; lane += V::WIDTH) {
-    const V offset = zero - V::load(w.lse + lane) * V::broadcast(LOG2_E<float>);
+    const V lse = V::load(w.lse + lane) * V::broadcast(1.f / unit);
     const V delta = V::load(w.delta + lane);
     for (int64_t j = 0; j < count; j += 2) {
       const int64_t at = j * BLOCK_Q + lane;
       V weight[2], gradient[2];
-      score_gradient_pairs<SPECIAL>(p, w, at, factor, offset, delta, &weight[0], &gradient[0]);
-      score_gradient_pairs<SPECIAL>(p, w, at + BLOCK_Q, factor, offset, delta, &weight[1],
+      score_gradient_pairs<SPECIAL>(p, w, at, factor, lse, delta, &weight[0], &gradient[0]);
+      score_gradient_pairs<SPECIAL>(p, w, at + BLOCK_Q, factor, lse, delta, &weight[1],
                                     &gradient[1]);
       if (j + 1 == count) weight[1] = gradient[1] = zero;  // what lies there is of another step
       store_rows(pack_pairs(weight[0], weight[1]).rows, w.P_rows + at);

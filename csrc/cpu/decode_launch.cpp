@@ -47,7 +47,8 @@ DecodeItem sequence_item(const DecodeParams& p, int64_t b) {
   item.length = p.cache_lengths[b] + p.len_new;
   item.first_key = p.cache_starts != nullptr ? p.cache_starts[b] : 0;
   item.band = p.attention.band;
-  item.band.offset = item.length - p.attention.len_q;
+  const int32_t* offsets = p.attention.band_offsets;
+  item.band.offset = offsets != nullptr ? offsets[b] : item.length - p.attention.len_q;
   return item;
 }
 

@@ -58,7 +58,7 @@ template <class Half>
 constexpr TileKernels tile_kernels() {
   using namespace amx;
   return {
-      [](const AttentionParams& p) { return !p.rows_share_position && p.len_q >= FEWEST_QUERIES; },
+      [](const AttentionParams& p) { return p.len_q >= FEWEST_QUERIES; },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::FORWARD); },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::BACKWARD); },
       TileForwardScratch::bytes,

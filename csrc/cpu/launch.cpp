@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@
 // Chooses the instruction set, cuts the problem into items and hands them to the threads.
 namespace fused_attention::cpu {
 namespace {
+
+constexpr int64_t FEWEST_QUERIES = 16;  // for blocks of queries; fewer are a step of decoding
 
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
@@ -65,19 +68,28 @@ AttentionParams with_longest(const AttentionParams& params) {
   return p;
 }
 
-// Decoding with grouped heads: the one query of each head of a group becomes a row of one block, so
-// that the group's keys and values are read once.
-AttentionParams with_heads_as_rows(AttentionParams p) {
-  const int64_t group = p.heads_kv > 0 ? p.heads_q / p.heads_kv : 1;
-  const bool rows_alike = p.bias.data == nullptr && p.alibi_slopes == nullptr &&
-                          p.sinks == nullptr && p.dropout.threshold == 0;
-  if (p.cu_seqlens_q != nullptr || p.len_q != 1 || group == 1 || !rows_alike) return p;
-  for (Operand* x : {&p.query, &p.out}) *x = {x->data, x->batch, x->head * group, x->head};
-  p.lse = {p.lse.data, p.lse.batch, p.lse.head * group, p.lse.head};
-  p.len_q = group;
-  p.heads_q = p.heads_kv;
-  p.rows_share_position = true;
-  return p;
+// Few queries leave most lanes of a block empty, and a group's heads would each read its keys: that
+// is a step of decoding, whose kernels take neither a bias nor dropout.
+bool is_decoding(const AttentionParams& p) {
+  return p.cu_seqlens_q == nullptr && p.len_q > 0 && p.len_q < FEWEST_QUERIES &&
+         p.bias.data == nullptr && p.dropout.threshold == 0;
+}
+
+Status forward_as_decoding(const AttentionParams& p, const char* isa, const ThreadPool& pool) {
+  DecodeParams step;
+  step.attention = p;
+  std::vector<int32_t> lengths(p.batch), offsets(p.batch);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence seq = sequence_of(p, b);
+    lengths[b] = static_cast<int32_t>(std::max<int64_t>(seq.len_k, 0));
+    offsets[b] = static_cast<int32_t>(seq.band.offset);
+  }
+  step.cache_lengths = lengths.data();
+  step.attention.band_offsets = offsets.data();
+  step.workspace_bytes = decode_workspace_bytes(step, isa);
+  const std::unique_ptr<char[]> workspace(new char[step.workspace_bytes]);
+  step.workspace = workspace.get();
+  return launch_decode(step, isa, pool);
 }
 
 int64_t element_size(DType dtype) {
@@ -143,10 +155,12 @@ const char* available_isas() {
   return names.c_str();
 }
 
-Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool) {
+Status launch_forward(const AttentionParams& params, bool backward_follows, const char* isa,
+                      const ThreadPool& pool) {
   const Kernels* tier = find_tier(isa);
   if (Status status = check(params, tier, isa); !status.ok) return status;
-  const AttentionParams p = with_heads_as_rows(with_longest(params));
+  if (!backward_follows && is_decoding(params)) return forward_as_decoding(params, isa, pool);
+  const AttentionParams p = with_longest(params);
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
   clear_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
   const ThreadPool useful = limit_threads(p, pool);

@@ -30,9 +30,6 @@ struct QueryBlock {
         vecs(vectors<T>(rows)),
         keys(band_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)),
         full_keys(band_full_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)) {
-    if (p.rows_share_position) {
-      keys = full_keys = band_kv_range(seq.band, 0, 1, seq.len_k);
-    }
     if (p.alibi_slopes != nullptr) slope = T(p.alibi_slopes[b * p.alibi_batch + h]);
   }
 
@@ -41,8 +38,7 @@ struct QueryBlock {
 
 // Keys [begin, end) of one step. Steps lie on a fixed grid of BLOCK_KV keys, so that backward's
 // order of accumulation does not depend on the queries; inside the first one the keys before the
-// band are left out in groups of 32 (what one dropout call serves); exactly where no mask will be
-// applied because all rows see the same keys.
+// band are left out in groups of 32, which is what one dropout call serves.
 struct KeyStep {
   int64_t begin, end;
   int64_t count() const { return end - begin; }
@@ -50,8 +46,7 @@ struct KeyStep {
 
 template <class T>
 inline KeyStep key_step(int64_t at, const QueryBlock<T>& block) {
-  const int64_t group = block.params.rows_share_position ? 1 : 32;
-  return {max_of(at * BLOCK_KV, block.keys.begin / group * group),
+  return {max_of(at * BLOCK_KV, block.keys.begin / 32 * 32),
           min_of((at + 1) * BLOCK_KV, block.keys.end)};
 }
 

@@ -102,8 +102,7 @@ def _why_not(module: nn.MultiheadAttention) -> str | None:
     explanation = explain(Problem(weight.dtype, weight.device.type, *sizes))
     if explanation.chosen != reference.NAME:
         return None
-    reasons = (f"{name}: {', '.join(why)}" for name, why in explanation.reasons.items() if why)
-    return f"no fused kernel can ({'; '.join(reasons)})"
+    return explanation.refusals()
 
 
 def _looks_like_attention(module: nn.Module) -> bool:

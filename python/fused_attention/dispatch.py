@@ -27,6 +27,13 @@ class Explanation(NamedTuple):
             "reasons": self.reasons,
         }
 
+    def refusals(self) -> str:
+        """In one line, why none of the kernels made for this kind of device can run the problem."""
+        device = self.problem.device_type
+        made_for_it = [one.NAME for one in ORDER if device in one.DEVICE_TYPES]
+        told = [f"{name}: {', '.join(self.reasons[name])}" for name in made_for_it]
+        return f"no fused kernel can ({'; '.join(told) or f'none runs on {device} tensors'})"
+
     def __str__(self) -> str:
         width = max(map(len, ("problem", *self.reasons)))
         lines = [("problem", str(self.problem)), ("chosen", self.chosen or "none")]

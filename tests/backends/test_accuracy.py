@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from places import Place, matrix
 from shapes import CASES, DTYPES, attention_cases
 
-from fused_attention import attention, attention_varlen
+from fused_attention import Band, attention, attention_varlen
 
 
 def assert_within_budget(case: AttentionCase, place: Place, seed: int = 0) -> None:
@@ -49,6 +49,24 @@ def test_random_problems_within_budget(case, place, poisoned_allocations):
         case = place.fitting(case)
         assume(not place.why_not(case))
     assert_within_budget(case, place)
+
+
+# Without a backward pass a backend may take another way, as the CPU's does for a few queries.
+FEW_QUERIES = (
+    *(case for case in CASES if not case.packed and case.len_q < 16),
+    AttentionCase("few_long", heads_q=6, heads_kv=2, len_q=3, len_k=1300, band=Band.window(900, 1)),
+    AttentionCase("few_lengths", len_q=5, len_k=600, kv_lengths=(600, 0), softcap=3.0),
+    AttentionCase("few_offsets", heads_q=4, len_q=2, len_k=90, band=Band.causal(offset=40)),
+    AttentionCase("few_of_many_heads", 1, 96, 1, len_q=15, len_k=40, alibi="h", sinks=True),
+)
+
+
+@pytest.mark.parametrize(("place", "case"), matrix(FEW_QUERIES, DTYPES), indirect=["place"])
+def test_forward_alone_within_budget(place, case, poisoned_allocations):
+    inputs = case.make(0, place.device)
+    operands = (inputs.query, inputs.key, inputs.value)
+    out, lse = attention(*operands, return_lse=True, backend=place.backend, **inputs.options)
+    inputs.assert_forward(out, lse)
 
 
 LONG = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from budget import assert_within_budget
 from torch import Tensor
 
+from fused_attention.decoding import attention_with_kv_cache, explain_with_kv_cache
 from fused_attention.reference import attention_reference
 
 PAGE = 16
 HALF = torch.bfloat16
-THERE = importlib.util.find_spec("fused_attention.decoding") is not None
 
 
 def decoding_inputs(
@@ -60,18 +59,12 @@ def assert_step(out: Tensor, inputs: dict[str, Tensor]) -> None:
 
 def decoding_step(backend: str, device: str, paged: bool) -> None:
     """Raises AssertionError where a step by `backend` is not within its budget."""
-    from fused_attention.decoding import attention_with_kv_cache
-
     out = attention_with_kv_cache(**decoding_inputs(device, paged=paged), backend=backend)
     assert_step(out, decoding_inputs("cpu"))
 
 
 def decodes(backend: str, device: str, **options: Any) -> bool:
     """Whether the backend takes such a step."""
-    if not THERE:
-        return False
-    from fused_attention.decoding import explain_with_kv_cache
-
     reasons = explain_with_kv_cache(**decoding_inputs(device, **options)).reasons
     return not reasons[backend]
 

@@ -158,7 +158,11 @@ def unserved_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any], str]]:
         "large heads": ((wide, wide, wide), {}, "no fused kernel can (cpu: head and value dims go"),
         "all dropped": ((query, key, value), {"dropout_p": 1.0}, "dropout_p: must be in [0, 1"),
         "nested": ((nested, nested, nested), {}, "a NestedTensor is not for these kernels"),
-        "other device": ((query.to("meta"),) * 3, {}, "no fused kernel can (cpu: runs on CPU"),
+        "other device": (
+            (query.to("meta"),) * 3,
+            {},
+            "no fused kernel can (none runs on meta tensors)",
+        ),
         "heads of value": (
             (query, key[:, :2], value[:, :1]),
             {"enable_gqa": True},

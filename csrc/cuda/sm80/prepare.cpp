@@ -15,7 +15,6 @@ Status check(const AttentionParams& p) {
     return Status::error("these kernels take bf16 and fp16");
   }
   if (p.bias.data != nullptr) return Status::error("these kernels take no bias");
-  if (p.rows_share_position) return Status::error("these kernels take queries, not heads, as rows");
   if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0) {
     return Status::error("%lld query heads do not divide into %lld key/value heads",
                          number(p.heads_q), number(p.heads_kv));

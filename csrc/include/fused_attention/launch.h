@@ -19,7 +19,11 @@ struct ThreadPool {
 
 // isa: "portable", "avx2", "avx512", "avx512_bf16", "amx_bf16" or "amx_fp16"; a tier that the
 // library or the machine lacks is an error.
-Status launch_forward(const AttentionParams& params, const char* isa, const ThreadPool& pool);
+//
+// backward_follows: the backward pass computes the scores once more, and P = e^(S - lse) is most
+// exact if the forward rounded them alike; without one, few queries go the way of decoding.
+Status launch_forward(const AttentionParams& params, bool backward_follows, const char* isa,
+                      const ThreadPool& pool);
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool);
 Status launch_decode(const DecodeParams& params, const char* isa, const ThreadPool& pool);
 

@@ -57,9 +57,6 @@ struct AttentionParams {
   int64_t alibi_batch = 0;
   const void* sinks = nullptr;  // [heads_q] in the accumulation type
   Dropout dropout;
-  // All rows of a block stand at query position 0: they are the heads of a group in decoding, which
-  // share their keys. Then `heads_q` counts groups, and nothing may depend on the query head.
-  bool rows_share_position = false;
 };
 
 struct BackwardParams {
@@ -75,7 +72,8 @@ struct BackwardParams {
 // One step of decoding: few queries per sequence against a cache that grows in place.
 struct DecodeParams {
   // query [B, Hq, Lq, D], out, lse, sinks, ALiBi, softcap and band, whose offset is replaced: each
-  // row has its own diagonal, bottom-right of its length after the append. key and value are the
+  // row has its own diagonal, bottom-right of its length after the append, or by band_offsets where
+  // an attention of few queries is computed like a step of decoding. key and value are the
   // caches. Contiguous: Operand.batch steps cache rows. Paged: Operand.batch steps pages,
   // Operand.row steps rows of a page. len_k: the longest cache that fits.
   AttentionParams attention;

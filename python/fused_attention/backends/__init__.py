@@ -20,6 +20,9 @@ class Backend(Protocol):
     @property
     def NAME(self) -> str: ...  # noqa: N802
 
+    @property
+    def DEVICE_TYPES(self) -> tuple[str, ...]: ...  # noqa: N802  # made for these; empty: for any
+
     def why_not(self, problem: Problem) -> list[str]:
         """Every reason why this backend cannot run `problem`; empty if it can."""
 

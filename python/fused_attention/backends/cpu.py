@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fused_attention.problem import Problem
 
 NAME = "cpu"
+DEVICE_TYPES = ("cpu",)
 MAX_HEAD_DIM = 512
 ROW_ALIGN = 16  # csrc/cpu/tiles.h: rows read as vectors are padded to whole vectors
 
@@ -37,7 +38,9 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     """(out, lse) of one call; see Call for shapes."""
     arguments = _arguments(call)  # first of all: this loads the operators
     out, lse = call.empty_out(), call.empty_lse()
-    torch.ops.fused_attention.cpu_forward(*arguments, out, lse)
+    inputs = (call.query, call.key, call.value, call.sinks)
+    backward_follows = any(x is not None and x.requires_grad for x in inputs)
+    torch.ops.fused_attention.cpu_forward(*arguments, backward_follows, out, lse)
     return out, lse
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fused_attention.problem import Problem
 
 NAME = "cuda_sm80"
+DEVICE_TYPES = ("cuda",)
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float16, torch.bfloat16)
 

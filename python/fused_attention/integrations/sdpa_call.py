@@ -116,9 +116,7 @@ def choose(problem: Problem) -> str:
     """
     name = select(problem).NAME
     if name == reference.NAME:
-        reasons = explain(problem).reasons
-        told = (f"{backend}: {', '.join(why)}" for backend, why in reasons.items() if why)
-        raise NotServedError(f"no fused kernel can ({'; '.join(told)})")
+        raise NotServedError(explain(problem).refusals())
     return name
 
 
