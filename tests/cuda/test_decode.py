@@ -27,14 +27,20 @@ def run(case: DecodeCase, seed: int = 0, schedule: int | None = None) -> Decoded
     return decoded
 
 
+# Warps and copies in a fixed order, and in a random one.
+each_schedule = pytest.mark.parametrize("schedule", [None, 1], ids=["fixed", "random"])
+
+
+@each_schedule
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_bf16_within_budget(case):
-    run(case)
+def test_bf16_within_budget(case, schedule):
+    run(case, schedule=schedule)
 
 
+@each_schedule
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in FP16_TOO], ids=str)
-def test_fp16_within_budget(case):
-    run(case.with_dtype(torch.float16))
+def test_fp16_within_budget(case, schedule):
+    run(case.with_dtype(torch.float16), schedule=schedule)
 
 
 @pytest.mark.parametrize("schedule", range(4))

@@ -90,24 +90,32 @@ def run(case: Case, how: Emulation) -> tuple[Forward, Backward]:
     return result, gradients
 
 
+# Warps and copies in a fixed order, and in a random one.
+each_schedule = pytest.mark.parametrize("schedule", [None, 1], ids=["fixed", "random"])
+
+
+@each_schedule
 @pytest.mark.parametrize("case", SHARED, ids=str)
-def test_shared_cases(case):
-    run(case, Emulation())
+def test_shared_cases(case, schedule):
+    run(case, Emulation(seed=schedule))
 
 
+@each_schedule
 @pytest.mark.parametrize("case", COMPILED, ids=str)
-def test_compiled_kernels(case):
-    """Under a random schedule, and without bank conflicts where tiles are moved and read."""
-    result, gradients = run(case, Emulation(seed=1, count_banks=True))
+def test_compiled_kernels(case, schedule):
+    """Without bank conflicts where tiles are moved and read."""
+    result, gradients = run(case, Emulation(seed=schedule, count_banks=True))
     for reports in (result.reports, gradients.reports):
         for kernel, report in reports.items():
             for instruction in ("ldmatrix", "cp.async", "st.shared", "ld.shared"):
                 assert report.banks.per_phase(instruction) == 1.0, (kernel, instruction)
 
 
+@each_schedule
 @pytest.mark.parametrize("case", FEATURES, ids=str)
-def test_features(case):
-    run(case if case.dtype in DTYPES else case.with_dtype(torch.bfloat16), Emulation(seed=2))
+def test_features(case, schedule):
+    case = case if case.dtype in DTYPES else case.with_dtype(torch.bfloat16)
+    run(case, Emulation(seed=schedule))
 
 
 @pytest.mark.parametrize("name", ["causal", "dropout_causal", "packed_everything"])
