@@ -65,7 +65,11 @@ def test_with_gradients(function: Callable[..., Any]) -> None:
         total = sum(x.square().sum() for x in results if x.requires_grad)
         found.append((*results, *torch.autograd.grad(total, inputs, allow_unused=True)))
     for eager, traced in zip(*found, strict=True):
-        assert (eager is None and traced is None) or torch.equal(eager, traced)
+        # A compiled graph does not tell kernels that a backward pass follows, so that a few queries
+        # go the way of decoding there, which adds in another order.
+        assert (eager is None) == (traced is None)
+        if eager is not None:
+            torch.testing.assert_close(traced, eager, rtol=1e-12, atol=1e-12)
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor, pages: Tensor, lengths: Tensor) -> Any:
