@@ -67,8 +67,8 @@ format: setup ## let ruff and clang-format rewrite the sources
 SET ?= cpu
 NAME ?= $(SET)
 THREADS ?=
-bench: setup ## run a benchmark set and store its results for README's table
-	$(BIN)/fused-attention bench --set $(SET) --seconds 6 $(if $(THREADS),--threads $(THREADS)) \
+bench: setup ## run a benchmark set and store its results for README's table (6 minutes for cpu)
+	$(BIN)/fused-attention bench --set $(SET) --seconds 2 $(if $(THREADS),--threads $(THREADS)) \
 		--json benchmarks/results/$(NAME).json
 	@echo "make readme puts them into README.md"
 
