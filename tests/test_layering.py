@@ -20,6 +20,7 @@ KERNEL_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 ARROWS: dict[str, set[str]] = {
     "masks": set(),
     "text": set(),
+    "autocast": set(),
     "_ext": set(),
     "triton_kernels": set(),
     "philox": set(),
@@ -31,13 +32,16 @@ ARROWS: dict[str, set[str]] = {
     "decode_problem": {"checks", "masks"},
     "decode_reference": {"masks", "reference"},
     "decode_checks": {"checks"},
-    "backends": {"_ext", "triton_kernels", "reference", "decode_reference", "masks"},
+    "backends": {"_ext", "autocast", "triton_kernels", "reference", "decode_reference", "masks"},
     "batching": {"backends"},
     "merge": {"checks"},
     "support": {"backends", "decode_problem", "problem", "masks", "text"},
     "dispatch": {"backends", "decode_problem", "problem", "support"},
-    "autograd": {"backends", "batching", "checks"},
-    "prepare": {"autograd", "backends", "checks", "dispatch", "masks", "options", "problem"},
+    "autograd": {"autocast", "backends", "batching", "checks"},
+    "prepare": {
+        *("autocast", "autograd", "backends", "checks", "dispatch", "masks", "options"),
+        "problem",
+    },
     "decoding": {
         *("backends", "decode_checks", "decode_problem", "dispatch", "masks", "options"),
         "prepare",

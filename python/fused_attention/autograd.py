@@ -20,6 +20,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from fused_attention.autocast import without_autocast
 from fused_attention.backends import get, reference
 from fused_attention.backends.call import Call
 from fused_attention.batching import (
@@ -181,7 +182,7 @@ class _Backward(_SingleLevelFunction):
                 if cotangent is not None and grad is not None
             )
 
-        with reference.without_autocast(known[0]):
+        with without_autocast(known[0].device.type):
             second = iter(_pull_back(formula, variables, known))
         return tuple(next(second) if needed else None for needed in wanted)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_attention import checks
+from fused_attention.autocast import autocast_enabled
 from fused_attention.autograd import attend
 from fused_attention.backends.call import Call
 from fused_attention.dispatch import select
@@ -119,7 +120,7 @@ def _autocast(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """What torch does around scaled_dot_product_attention: all floating tensors but fp64."""
-    if not isinstance(query, Tensor) or not _autocast_enabled(query.device.type):
+    if not isinstance(query, Tensor) or not autocast_enabled(query.device.type):
         return query, key, value, bias
     dtype = torch.get_autocast_dtype(query.device.type)
 
@@ -128,10 +129,6 @@ def _autocast(
         return tensor.to(dtype) if lower and tensor.dtype != torch.float64 else tensor
 
     return cast(query), cast(key), cast(value), cast(bias)
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def resolve_band(causal: bool, window: Any, band: Any) -> Band:

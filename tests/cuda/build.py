@@ -6,7 +6,6 @@ import fcntl
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +17,7 @@ from types import ModuleType
 import pybind11
 import pytest
 from ninja import ninja_syntax
+from ptxsim.nvcc import find_nvcc
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -25,10 +25,9 @@ CSRC = ROOT / "csrc"
 
 def nvcc() -> str:
     """Path of nvcc; without it the test is skipped."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
+    found = find_nvcc()
     if found is None:
-        pytest.skip("needs nvcc: on PATH, in $CUDA_HOME/bin or in /usr/local/cuda/bin")
+        pytest.skip("needs nvcc: in $CUDA_HOME/bin, in /usr/local/cuda/bin or on PATH")
     return found
 
 

@@ -8,6 +8,7 @@
 namespace py = pybind11;
 using namespace fused_attention;
 using tests::Fields;
+using tests::launch_of;
 
 namespace {
 
@@ -32,10 +33,6 @@ DecodeParams read_step(const Fields& fields) {
   fields.number("batch_invariant", &step.batch_invariant);
   fields.pointer("workspace", &step.workspace);
   return step;
-}
-
-py::tuple launch_of(const char* kernel, const cuda::decode::KernelLaunch& launch) {
-  return py::make_tuple(kernel, launch.blocks, launch.threads, launch.shared_bytes);
 }
 
 // A dict of what the plan says; raises what the launch would say no with.

@@ -8,11 +8,17 @@
 #include <string>
 #include <tuple>
 
+#include "../../csrc/cuda/common/launch_plan.h"
 #include "fused_attention/params.h"
 
 namespace fused_attention::tests {
 
 namespace py = pybind11;
+
+// (name, blocks, threads, bytes of shared memory)
+inline py::tuple launch_of(const char* kernel, const cuda::KernelLaunch& launch) {
+  return py::make_tuple(kernel, launch.blocks, launch.threads, launch.shared_bytes);
+}
 
 // What is not given keeps its default.
 class Fields {

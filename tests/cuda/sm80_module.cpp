@@ -13,16 +13,12 @@ namespace sm80 = fused_attention::cuda::sm80;
 using fused_attention::Status;
 using fused_attention::cuda::TileOrder;
 using fused_attention::tests::Fields;
+using fused_attention::tests::launch_of;
 
 namespace {
 
 void raise_if_error(const Status& status) {
   if (!status.ok) throw py::value_error(status.message);
-}
-
-// (name, blocks, threads, bytes of shared memory)
-py::tuple launch_of(const char* kernel, const sm80::KernelLaunch& launch) {
-  return py::make_tuple(kernel, launch.blocks, launch.threads, launch.shared_bytes);
 }
 
 template <class Arguments>

@@ -9,7 +9,6 @@ namespace fused_attention::cuda {
 namespace {
 
 using decode::Arguments;
-using decode::KernelLaunch;
 
 Status multiprocessors_of_device(int* count) {
   int device = 0;

@@ -1,7 +1,6 @@
 #include "prepare.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "config.h"
 
@@ -13,24 +12,21 @@ constexpr int64_t LEAST_KEYS = 128;
 constexpr int64_t MOST_SPLITS = 128;
 // Thread blocks per multiprocessor that keep the memory busy.
 constexpr int64_t BLOCKS_WANTED = 2;
-// Positions are 32 bits in the kernels, and a band reaches 2^30 further.
-constexpr int64_t MAX_LENGTH = int64_t{1} << 30;
 
-long long number(int64_t x) { return static_cast<long long>(x); }
 int64_t divide_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 Status check_cache(const DecodeParams& step) {
   const AttentionParams& p = step.attention;
   if (step.cache_lengths == nullptr) return Status::error("decoding needs cache_lengths");
   if (step.block_table != nullptr && step.page_size < 1) {
-    return Status::error("pages must hold a key or more, got %lld", number(step.page_size));
+    return Status::error("pages must hold a key or more, got %lld", printable(step.page_size));
   }
   if (step.block_table != nullptr && step.cache_batch != nullptr) {
     return Status::error("a paged cache has no rows that cache_batch could choose");
   }
   if (step.rotary_dim % 2 != 0 || step.rotary_dim < 0 || step.rotary_dim > p.head_dim) {
     return Status::error("the rotary dim must be even and at most head_dim, got %lld",
-                         number(step.rotary_dim));
+                         printable(step.rotary_dim));
   }
   const bool rotates = step.rotary_cos != nullptr && step.rotary_sin != nullptr;
   if (step.rotary_dim != 0 && !rotates) return Status::error("rotating needs cos and sin");
@@ -42,24 +38,9 @@ Status check_cache(const DecodeParams& step) {
 
 Status check(const DecodeParams& step) {
   const AttentionParams& p = step.attention;
-  if (p.dtype != DType::BFLOAT16 && p.dtype != DType::FLOAT16) {
-    return Status::error("these kernels take bf16 and fp16");
-  }
-  if (p.bias.data != nullptr) return Status::error("decoding takes no bias");
   if (p.dropout.threshold != 0) return Status::error("decoding takes no dropout");
-  if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0) {
-    return Status::error("%lld query heads do not divide into %lld key/value heads",
-                         number(p.heads_q), number(p.heads_kv));
-  }
-  const int64_t widest = std::max(p.head_dim, p.value_dim);
-  if (p.head_dim < 1 || p.value_dim < 1 || widest > DIMS[2]) {
-    return Status::error("head and value dims go from 1 to 256, got %lld and %lld",
-                         number(p.head_dim), number(p.value_dim));
-  }
-  for (const int64_t length : {p.len_q, p.len_k, step.len_new}) {
-    if (length < 0 || length > MAX_LENGTH) {
-      return Status::error("lengths go up to 2^30, got %lld", number(length));
-    }
+  for (const Status& status : {check_problem(p), check_lengths({p.len_q, p.len_k, step.len_new})}) {
+    if (!status.ok) return status;
   }
   return check_cache(step);
 }
@@ -76,12 +57,6 @@ int64_t choose_splits(const DecodeParams& step, int64_t tiles, int multiprocesso
   if (step.splits > 0) return std::min(step.splits, most);
   const int64_t wanted = BLOCKS_WANTED * multiprocessors / std::max<int64_t>(1, tiles);
   return std::clamp<int64_t>(wanted, 1, std::clamp<int64_t>(keys / LEAST_KEYS, 1, most));
-}
-
-bool rows_are_aligned(const Operand& x, int64_t batch, int64_t heads) {
-  const auto aligned = [](int64_t elements) { return elements * ELEMENT_BYTES % 16 == 0; };
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (batch <= 1 || aligned(x.batch)) &&
-         (heads <= 1 || aligned(x.head)) && aligned(x.row);
 }
 
 template <int DIM>
@@ -115,8 +90,7 @@ Plan plan(const DecodeParams& step, int multiprocessors) {
   plan.status = check(step);
   if (!plan.status.ok) return plan;
   const AttentionParams& p = step.attention;
-  const int64_t widest = std::max(p.head_dim, p.value_dim);
-  plan.dim = *std::find_if(DIMS, DIMS + 3, [&](int dim) { return widest <= dim; });
+  plan.dim = *std::find_if(DIMS, DIMS + 3, [&](int dim) { return widest_dim(p) <= dim; });
 
   Arguments& args = plan.arguments;
   args.step = step;

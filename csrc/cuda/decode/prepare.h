@@ -2,18 +2,12 @@
 
 #include <cstdint>
 
+#include "../common/launch_plan.h"
 #include "arguments.h"
-#include "fused_attention/status.h"
 
 // From a step of decoding to what its launches need: grids, shared memory, arguments. Plain C++, so
 // that tests run these very steps and hand the arguments to an emulator.
 namespace fused_attention::cuda::decode {
-
-struct KernelLaunch {
-  uint32_t blocks = 0;  // 0: nothing to do
-  uint32_t threads = 0;
-  uint32_t shared_bytes = 0;
-};
 
 // The kernels in the order in which they have to run.
 struct Plan {

@@ -1,49 +1,18 @@
 #include "prepare.h"
 
-#include <initializer_list>
-
 namespace fused_attention::cuda::sm80 {
 namespace {
 
-long long number(int64_t x) { return static_cast<long long>(x); }
-
-// Positions are 32 bits in the kernels, and a band reaches 2^30 further.
-constexpr int64_t MAX_LENGTH = int64_t{1} << 30;
-
 Status check(const AttentionParams& p) {
-  if (p.dtype != DType::BFLOAT16 && p.dtype != DType::FLOAT16) {
-    return Status::error("these kernels take bf16 and fp16");
-  }
-  if (p.bias.data != nullptr) return Status::error("these kernels take no bias");
-  if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0) {
-    return Status::error("%lld query heads do not divide into %lld key/value heads",
-                         number(p.heads_q), number(p.heads_kv));
-  }
-  const int64_t widest = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
-  if (p.head_dim < 1 || p.value_dim < 1 || widest > 256) {
-    return Status::error("head and value dims go from 1 to 256, got %lld and %lld",
-                         number(p.head_dim), number(p.value_dim));
-  }
-  for (const int64_t length : {p.len_q, p.len_k, p.total_q, p.total_k}) {
-    if (length < 0 || length > MAX_LENGTH) {
-      return Status::error("lengths go up to 2^30, got %lld", number(length));
-    }
-  }
-  return Status{};
+  const Status status = check_problem(p);
+  return status.ok ? check_lengths({p.len_q, p.len_k, p.total_q, p.total_k}) : status;
 }
 
 int tile_dim(const AttentionParams& p) {
-  const int64_t widest = p.head_dim > p.value_dim ? p.head_dim : p.value_dim;
   for (const int dim : DIMS) {
-    if (widest <= dim) return dim;
+    if (widest_dim(p) <= dim) return dim;
   }
   return 0;
-}
-
-bool rows_are_aligned(const AttentionParams& p, const Operand& x, int64_t heads) {
-  const auto aligned = [](int64_t elements) { return elements * ELEMENT_BYTES % 16 == 0; };
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (p.batch <= 1 || aligned(x.batch)) &&
-         (heads <= 1 || aligned(x.head)) && aligned(x.row);
 }
 
 int64_t blocks_of(int64_t length, int64_t block) { return (length + block - 1) / block; }
@@ -112,9 +81,10 @@ ForwardPlan plan_forward(const AttentionParams& params) {
   const bool last_first = p.band.left >= p.band.right;
   plan.arguments.order = order_of(p, p.len_q, block_q, p.heads_q, last_first);
   plan.arguments.terms = score_terms(p);
-  plan.arguments.aligned_rows =
-      rows_are_aligned(p, p.query, p.heads_q) && rows_are_aligned(p, p.key, p.heads_kv) &&
-      rows_are_aligned(p, p.value, p.heads_kv) && rows_are_aligned(p, p.out, p.heads_q);
+  plan.arguments.aligned_rows = rows_are_aligned(p.query, p.batch, p.heads_q) &&
+                                rows_are_aligned(p.key, p.batch, p.heads_kv) &&
+                                rows_are_aligned(p.value, p.batch, p.heads_kv) &&
+                                rows_are_aligned(p.out, p.batch, p.heads_q);
   const TileOrder& order = plan.arguments.order;
   plan.forward = ShapeOf<ForwardConfig>::launch(plan.dim, order.blocks * order.heads);
   return plan;
@@ -146,13 +116,14 @@ BackwardPlan plan_backward(const BackwardParams& params) {
   key_order = order_of(p, p.len_k, block_kv, p.heads_kv, !last_first);
   plan.arguments.block_q = block_q;
   plan.arguments.terms = score_terms(p);
-  plan.arguments.aligned_rows =
-      rows_are_aligned(p, p.query, p.heads_q) && rows_are_aligned(p, p.key, p.heads_kv) &&
-      rows_are_aligned(p, p.value, p.heads_kv) && rows_are_aligned(p, p.out, p.heads_q) &&
-      rows_are_aligned(p, params.grad_out, p.heads_q) &&
-      rows_are_aligned(p, params.grad_query, p.heads_q) &&
-      rows_are_aligned(p, params.grad_key, p.heads_kv) &&
-      rows_are_aligned(p, params.grad_value, p.heads_kv);
+  plan.arguments.aligned_rows = rows_are_aligned(p.query, p.batch, p.heads_q) &&
+                                rows_are_aligned(p.key, p.batch, p.heads_kv) &&
+                                rows_are_aligned(p.value, p.batch, p.heads_kv) &&
+                                rows_are_aligned(p.out, p.batch, p.heads_q) &&
+                                rows_are_aligned(params.grad_out, p.batch, p.heads_q) &&
+                                rows_are_aligned(params.grad_query, p.batch, p.heads_q) &&
+                                rows_are_aligned(params.grad_key, p.batch, p.heads_kv) &&
+                                rows_are_aligned(params.grad_value, p.batch, p.heads_kv);
   const uint32_t query_blocks = query_order.blocks * query_order.heads;
   const uint32_t key_blocks = key_order.blocks * key_order.heads;
   plan.delta = {query_blocks, DELTA_THREADS, 0};

@@ -1,21 +1,12 @@
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-
+#include "../common/launch_plan.h"
 #include "arguments.h"
 #include "config.h"
-#include "fused_attention/status.h"
 
 // From a problem to what a launch needs: which kernel, its grid, its shared memory, its arguments.
 // Plain C++, so that tests run these very steps and hand the arguments to an emulator.
 namespace fused_attention::cuda::sm80 {
-
-struct KernelLaunch {
-  uint32_t blocks = 0;  // 0: nothing to do
-  uint32_t threads = 0;
-  uint32_t shared_bytes = 0;
-};
 
 struct ForwardPlan {
   Status status;

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fused_attention.autocast import without_autocast
 from fused_attention.backends.call import Call, DecodeCall, Gradients
 from fused_attention.decode_reference import decode_reference
 from fused_attention.masks import Band
@@ -19,7 +19,6 @@ from fused_attention.reference import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
     from fused_attention.decode_problem import DecodeProblem
     from fused_attention.problem import Problem
@@ -35,7 +34,7 @@ def why_not(problem: Problem) -> list[str]:
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """out and lse of one call."""
-    with without_autocast(call.query):
+    with without_autocast(call.query.device.type):
         out, lse = attention_reference(call.query, call.key, call.value, **_keywords(call))
     return call.empty_out().copy_(out), call.empty_lse().copy_(lse)
 
@@ -49,7 +48,7 @@ def backward(
     needs_bias_grad: bool,
 ) -> Gradients:
     """Gradients of one call, from the formula rather than by autograd."""
-    with without_autocast(call.query):
+    with without_autocast(call.query.device.type):
         grads = differentiable_backward((grad_out, grad_lse), call, (out, lse))
     return Gradients(
         _laid_out(grads.query, call.query),
@@ -87,7 +86,7 @@ def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     fields = call._asdict()
     for name in ("left", "right", "splits", "batch_invariant"):
         del fields[name]
-    with without_autocast(call.query):
+    with without_autocast(call.query.device.type):
         out, lse = decode_reference(band=Band(call.left, call.right), **fields)
     return call.empty_out().copy_(out), call.empty_lse().copy_(lse)
 
@@ -113,11 +112,3 @@ def _keywords(call: Call) -> dict[str, Any]:
         "cu_seqlens_k": call.cu_seqlens_k,
         "band_offsets": call.band_offsets,
     }
-
-
-def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Inside an operator the dtypes are settled; autocast would lower the fp32 products again."""
-    device_type = tensor.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

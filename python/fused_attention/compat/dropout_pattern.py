@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_attention.autocast import without_autocast
 from fused_attention.compat.conventions import packed_places
 from fused_attention.functional import attention, attention_varlen
 from fused_attention.reference import dropout_keep_mask
@@ -26,7 +27,7 @@ def dense_pattern(query: Tensor, key: Tensor, options: dict[str, Any], rng_state
     dtype = torch.promote_types(query.dtype, torch.float32)
     probabilities = query.new_zeros((batch, heads, len_q, len_k), dtype=dtype)
     identity = torch.eye(len_k, dtype=dtype, device=query.device)
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(query.device.type):
         for first in range(0, len_k, _COLUMNS):
             columns = identity[:, first : first + _COLUMNS].expand(batch, kv_heads, -1, -1)
             probabilities[..., first : first + _COLUMNS] = attention(
@@ -53,7 +54,7 @@ def packed_pattern(
     exists = (q_sequence < sequences) & (q_row < max_q)
     q_place = q_sequence[exists], q_row[exists]
     k_row = packed_places(len(key), cu_seqlens_k)[1]
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(query.device.type):
         for first in range(0, max_k, _COLUMNS):
             last = min(first + _COLUMNS, max_k)
             columns = k_row[:, None] == torch.arange(first, last, device=key.device)

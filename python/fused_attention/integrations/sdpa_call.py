@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from fused_attention import log
+from fused_attention.autocast import autocast_enabled
 from fused_attention.backends import reference
 from fused_attention.backends.call import Call
 from fused_attention.dispatch import explain, select
@@ -211,7 +212,8 @@ def mask_options(mask: Tensor, query: Tensor, key: Tensor) -> dict[str, Any]:
             mask = without_copies(mask)
         bias = torch.zeros_like(mask, dtype=query.dtype)
         return {"bias": bias.masked_fill_(mask.logical_not(), -torch.inf)}
-    if mask.dtype not in (query.dtype, torch.float32) and not _autocast(query.device.type):
+    casts = autocast_enabled(query.device.type)  # torch casts the mask to query's dtype then
+    if mask.dtype not in (query.dtype, torch.float32) and not casts:
         raise NotServedError(f"a mask is bool, float32 or like query, not {mask.dtype}")
     return {"bias": mask}
 
@@ -219,8 +221,3 @@ def mask_options(mask: Tensor, query: Tensor, key: Tensor) -> dict[str, Any]:
 def _dense_rows(tensor: Tensor) -> Tensor:
     """The tensor with a contiguous last dimension."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
-
-
-def _autocast(device_type: str) -> bool:
-    """Whether torch casts the mask to query's dtype."""
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fused_attention import log
+from fused_attention.autocast import without_autocast
 from fused_attention.functional import attention
 from fused_attention.nn.attention_weights import each_heads_weights, mean_weights
 from fused_attention.nn.mask_terms import MaskTerms
@@ -120,7 +120,7 @@ def attend(
     out, lse = attention(query, key, value, return_lse=True, **options)
     hidden = terms.hidden(query.shape[2], key.shape[2], query.device)
     find = mean_weights if average_weights else each_heads_weights
-    with _without_autocast(query.device.type):  # lse is exact, the scores must be so too
+    with without_autocast(query.device.type):  # lse is exact, the scores must be so too
         weights = find(query, key, lse, query.shape[-1] ** -0.5, bias, hidden)
     if bias_k is not None:
         weights = weights.roll(-1, -1)
@@ -129,11 +129,6 @@ def attend(
         unused = unused.mean(1) if average_weights else unused
         weights = torch.cat((weights, unused.unsqueeze(-1)), -1)
     return out, weights.to(query.dtype)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    known = device_type != "meta"
-    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def _in_front(extra: Tensor, x: Tensor) -> Tensor:
