@@ -27,10 +27,10 @@ _DELTA_ELEMENTS = 8192  # of out that a program of the delta kernel takes at onc
 
 def attention_backward(
     call: Any,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
     out: Tensor,
     lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
     delta: Tensor,
     grad_query: Tensor,
     grad_key: Tensor,
@@ -42,9 +42,9 @@ def attention_backward(
     """Write the gradients of one call (backends/call.py); every element of every one is written.
 
     Args:
-        grad_out, out: [B, Hq, Lq, Dv], packed [Tq, Hq, Dv], last dimension contiguous. out and lse
+        out, grad_out: [B, Hq, Lq, Dv], packed [Tq, Hq, Dv], last dimension contiguous. out and lse
             may be a merge of several attentions.
-        grad_lse, lse: fp32 [B, Hq, Lq], packed [Hq, Tq], contiguous; grad_lse None is zero.
+        lse, grad_lse: fp32 [B, Hq, Lq], packed [Hq, Tq], contiguous; grad_lse None is zero.
         delta: like lse; rowsum(grad_out * out) - grad_lse is written, which the gradient of the
             sinks is made of.
         grad_query, grad_key, grad_value: in the shapes of the inputs, last dimension contiguous.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fused_attention.backends import cpu, cuda_sm80, reference
+from fused_attention.backends import cpu, cuda_sm80, reference, triton
 from fused_attention.backends.call import Call, DecodeCall, Gradients
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ForwardMode(Protocol):
         """out, lse and their tangents along those of query, key, value, bias and sinks."""
 
 
-ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, reference)
+ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, triton, reference)
 _BY_NAME = {backend.NAME: backend for backend in ORDER}
 
 
