@@ -22,6 +22,7 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     use_descriptors: bool = False
+    warp_specialize: bool = False
     extra: tuple[tuple[str, Any], ...] = ()  # more options of Triton's compiler
 
 

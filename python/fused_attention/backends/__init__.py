@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from fused_attention.backends import cpu, cuda_sm80, reference
+from fused_attention.backends import cpu, cuda_sm80, reference, triton
 from fused_attention.backends.call import Call, DecodeCall, Gradients
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Backend(Protocol):
         """Store the new keys and values, then attend; out and lse laid out as the call says."""
 
 
-ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, reference)
+ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, triton, reference)
 _BY_NAME = {backend.NAME: backend for backend in ORDER}
 
 
