@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
 import torch
+from triton_interpreted import interpreter
 
 from fused_attention import masks
 
 if not torch.cuda.is_available():
-    # Triton reads this when a kernel is decorated: before anything imports it.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from triton_interpreted import interpreter
-
     interpreter.install()
 
 
