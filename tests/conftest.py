@@ -6,12 +6,25 @@ from types import ModuleType
 
 import pytest
 import torch
-from triton_interpreted import interpreter
 
 from fused_attention import masks
 
+
+def interpret_triton() -> None:
+    """Triton's kernels run in its interpreter from now on.
+
+    Triton reads the variable when it is imported. Afterwards it is taken away again: programs that
+    tests start would inherit it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from triton_interpreted import interpreter
+
+        interpreter.install()
+
+
 if not torch.cuda.is_available():
-    interpreter.install()
+    interpret_triton()
 
 
 @pytest.fixture(scope="session", params=["python", "native"])

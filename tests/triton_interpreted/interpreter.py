@@ -25,11 +25,7 @@ class OutOfBoundsError(Exception):
 
 
 def install() -> None:
-    """Correct the interpreter and let it run the kernels of this process.
-
-    To be called before kernels are imported: Triton decides when they are decorated. The switch is
-    not the environment's, which programs that tests start would inherit.
-    """
+    """Correct the interpreter and let it run the kernels that are imported from now on."""
     triton.knobs.runtime.interpret = True
     if isinstance(interpreter._interpreter, _CheckedMemory):
         return
