@@ -1,12 +1,22 @@
-"""Fixtures of the whole test suite."""
+"""Fixtures of the whole test suite, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 import pytest
+import torch
 
 from fused_attention import masks
+
+if not torch.cuda.is_available():
+    # Triton reads this when a kernel is decorated: before anything imports it.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton_interpreted import interpreter
+
+    interpreter.install()
 
 
 @pytest.fixture(scope="session", params=["python", "native"])

@@ -2,8 +2,8 @@
 
     @pytest.mark.parametrize(("place", "case"), matrix(CASES, DTYPES), indirect=["place"])
 
-What a backend on a GPU can do is what its own why_not says: other cases are not collected. On the
-CPU every backend has to do everything. The fixture `place` stands in backends/conftest.py.
+What a backend can do is what its own why_not says: other cases are not collected. The backend
+"cpu" has to do everything. The fixture `place` stands in backends/conftest.py.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def matrix(
             for wanted in (
                 (place.fitting(case),) if dtypes is None else map(case.with_dtype, dtypes)
             ):
-                if place.device == "cpu" or not place.why_not(wanted):
+                if place.backend == "cpu" or not place.why_not(wanted):
                     name = f"{place}-{wanted}-{str(wanted.dtype).removeprefix('torch.')}"
                     params.append(pytest.param(place, wanted, id=name, marks=place.marks))
     return params

@@ -266,7 +266,7 @@ def forward_kernel(
     if not USE_DESCRIPTORS:
         key_base = operand_base(key, row_b, h_kv, k_start, key_batch, key_head, key_row)
         value_base = operand_base(value, row_b, h_kv, k_start, value_batch, value_head, value_row)
-    bias_base = bias
+    bias_base = 0
     if HAS_BIAS:
         bias_base = operand_base(bias, b, h_row, 0, bias_batch, bias_head, 0)
     slope = 0.0

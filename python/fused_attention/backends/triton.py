@@ -14,6 +14,7 @@ from fused_attention import _ext
 from fused_attention.backends.call import Call, DecodeCall, Gradients, sink_gradient
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from fused_attention.decode_problem import DecodeProblem
@@ -68,6 +69,17 @@ def backward(
         attention_backward(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias)
     grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grads[0], grads[1], grads[2], grad_bias, grad_sinks)
+
+
+def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, lse, out_tangent, lse_tangent): forward mode in one pass, see ForwardMode."""
+    from fused_attention.triton_kernels.jvp import attention_jvp
+
+    out, lse = call.empty_out(), call.empty_lse()
+    out_tangent, lse_tangent = call.empty_out(), call.empty_lse()
+    with _on_device_of(out):
+        attention_jvp(call, tangents, out, lse, out_tangent, lse_tangent)
+    return out, lse, out_tangent, lse_tangent
 
 
 decode_why_not = why_not

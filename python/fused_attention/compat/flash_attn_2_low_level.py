@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fused_attention.autograd import backward_op
-from fused_attention.batching import join_backward
+from fused_attention.signature import join_backward
 from fused_attention.checks import wrong_value
 from fused_attention.compat.attend import Features, Forward, dense_forward, packed_forward
 from fused_attention.compat.conventions import as_int, heads_first, packed

@@ -19,7 +19,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
-class OutOfBounds(Exception):
+class OutOfBoundsError(Exception):
     """A program touched memory outside of the tensors that it was given."""
 
 
@@ -155,4 +155,4 @@ class _CheckedMemory:
         nearest = np.searchsorted(begins, used, "right") - 1
         wrong = (nearest < 0) | (used + size > ends[np.maximum(nearest, 0)])
         if wrong.any():
-            raise OutOfBounds(f"{kind}: {int(wrong.sum())} of {used.size} elements")
+            raise OutOfBoundsError(f"{kind}: {int(wrong.sum())} of {used.size} elements")
