@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 
 import pytest
@@ -10,13 +9,22 @@ import torch
 
 from fused_attention import masks
 
-if not torch.cuda.is_available():
-    # Triton reads this when a kernel is decorated: before anything imports it.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from triton_interpreted import interpreter
 
-    interpreter.install()
+def interpret_triton() -> None:
+    """Triton's kernels run in its interpreter from now on.
+
+    Triton reads the variable when it is imported. Afterwards it is taken away again: programs that
+    tests start would inherit it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from triton_interpreted import interpreter
+
+        interpreter.install()
+
+
+if not torch.cuda.is_available():
+    interpret_triton()
 
 
 @pytest.fixture(scope="session", params=["python", "native"])

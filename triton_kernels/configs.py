@@ -7,6 +7,7 @@ same results; `candidates` is what FUSED_ATTENTION_TRITON_AUTOTUNE=1 measures.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import triton
@@ -61,6 +62,7 @@ def config_for(
     arch: str,
     window: int,
     rows: int = 1 << 30,
+    tile_terms: bool = False,
 ) -> Config:
     """The fixed config of a kernel.
 
@@ -69,8 +71,9 @@ def config_for(
         arch: see `launch.arch_of`.
         window: keys that a query sees at most.
         rows: query rows that one key head has at most.
+        tile_terms: another tile of the scores' shape is needed, as for a bias or dropout.
     """
-    return candidates(kind, head_dim, value_dim, dtype, arch, window, rows)[0]
+    return candidates(kind, head_dim, value_dim, dtype, arch, window, rows, tile_terms)[0]
 
 
 def candidates(
@@ -81,20 +84,27 @@ def candidates(
     arch: str,
     window: int,
     rows: int = 1 << 30,
+    tile_terms: bool = False,
 ) -> list[Config]:
     """Configs worth measuring, best guess first; all fit into the chip."""
     if kind != "forward":
         raise ValueError(f"kind: must be 'forward', got {kind!r}")
     dim = max(padded_dim(head_dim), padded_dim(value_dim))
     configs = _forward_list(dim, dtype, arch)
+    if tile_terms:
+        # Registers hold it beside S and O.
+        configs = _first(configs, lambda c: c.block_q * c.block_kv <= 32 * 32 * c.num_warps)
     if window <= SMALL_WINDOW:
         # A tile of BLOCK_Q queries looks at BLOCK_Q + window keys: large ones mostly at masks.
-        small = [config for config in configs if config.block_q <= 64 and config.block_kv <= 64]
-        configs = small + [config for config in configs if config not in small]
+        configs = _first(configs, lambda c: max(c.block_q, c.block_kv) <= 64)
     configs = [_for_rows(config, rows) for config in configs]
     limit = shared_bytes(arch)
     fitting = [config for config in configs if _shared(config, dim, dtype) <= limit]
     return list(dict.fromkeys(fitting or [configs[-1]]))
+
+
+def _first(configs: list[Config], preferred: Callable[[Config], bool]) -> list[Config]:
+    return sorted(configs, key=lambda config: not preferred(config))
 
 
 def _forward_list(dim: int, dtype: torch.dtype, arch: str) -> list[Config]:
@@ -102,15 +112,23 @@ def _forward_list(dim: int, dtype: torch.dtype, arch: str) -> list[Config]:
         # Large enough to be quick, small enough that short lengths take several tiles.
         return [Config(64, 64, 4, 1)]
     if dtype == torch.float32:
-        # Products on CUDA cores (ieee) hold whole operands in registers: small tiles only.
-        if dim <= 64:
-            return [Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
-        return [Config(32, 32, 8, 2), Config(16, 32, 4, 1)]
+        return _wide_list(dim)
     if arch.startswith("gfx"):
         return _amd_list(dim)
     if has_descriptors(arch) and shared_bytes(arch) > 200 * 1024:
         return _hopper_list(dim)
     return _ampere_list(dim)
+
+
+def _wide_list(dim: int) -> list[Config]:
+    """fp32: products on CUDA cores (ieee) hold whole operands in registers, small tiles only."""
+    if dim <= 64:
+        return [Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
+    if dim <= 128:
+        return [Config(32, 32, 8, 1), Config(32, 32, 16, 2)]
+    if dim <= 256:
+        return [Config(32, 32, 16, 1), Config(16, 32, 8, 1)]
+    return [Config(16, 32, 16, 1)]
 
 
 def _hopper_list(dim: int) -> list[Config]:
@@ -122,7 +140,7 @@ def _hopper_list(dim: int) -> list[Config]:
         # exp2 takes as long as both products: two warpgroups that take turns, and deep loads.
         return [
             Config(128, 128, 8, 3, True),
-            Config(128, 64, 4, 3, True),
+            Config(128, 64, 8, 3, True),
             Config(64, 64, 4, 3, True),
             Config(128, 128, 4, 2, True, True),
         ]
@@ -137,19 +155,19 @@ def _hopper_list(dim: int) -> list[Config]:
     if dim <= 256:
         # O alone takes 128 registers: half as many keys at a time.
         return [Config(128, 64, 8, 2, True), Config(64, 64, 4, 2, True), Config(64, 32, 4, 2, True)]
-    return [Config(64, 32, 8, 2), Config(64, 32, 8, 1), Config(32, 32, 8, 1)]
+    return [Config(32, 32, 8, 1), Config(64, 32, 8, 2)]
 
 
 def _ampere_list(dim: int) -> list[Config]:
     """mma.sync and cp.async; the 99 KiB of consumer chips take what follows in each list."""
     if dim <= 64:
-        return [Config(128, 64, 4, 3), Config(64, 64, 4, 3), Config(128, 32, 4, 3)]
+        return [Config(128, 64, 4, 3), Config(128, 64, 8, 3), Config(64, 64, 4, 3)]
     if dim <= 128:
         # With 4 warps O and S would need more than 255 registers.
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(128, 32, 8, 3)]
     if dim <= 256:
         return [Config(64, 64, 8, 1), Config(64, 32, 8, 2), Config(64, 32, 8, 1)]
-    return [Config(64, 32, 8, 1), Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
+    return [Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
 
 
 def _amd_list(dim: int) -> list[Config]:
@@ -167,7 +185,8 @@ def _for_rows(config: Config, rows: int) -> Config:
     if block_q == config.block_q:
         return config
     warps = min(config.num_warps, 4 if block_q >= 64 else 2)
-    return config._replace(block_q=block_q, num_warps=warps)
+    block_kv = min(config.block_kv, 64)
+    return config._replace(block_q=block_q, block_kv=block_kv, num_warps=warps)
 
 
 def _shared(config: Config, dim: int, dtype: torch.dtype) -> int:

@@ -45,7 +45,9 @@ def attention_forward(call: Any, out: Tensor, lse: Tensor, config: Config | None
     described = describable(call.key) and describable(call.value)
     query = call.query
     arch = arch_of(query.device)
-    choice = ("forward", query.shape[-1], call.value.shape[-1], query.dtype, arch, window, rows)
+    dims = query.shape[-1], call.value.shape[-1]
+    tile_terms = constants["HAS_BIAS"] or constants["HAS_DROPOUT"]
+    choice = ("forward", *dims, query.dtype, arch, window, rows, tile_terms)
 
     def run(config: Config) -> None:
         if config.use_descriptors and not described:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
@@ -24,7 +25,8 @@ class OutOfBoundsError(Exception):
 
 
 def install() -> None:
-    """Correct the interpreter of this process, once."""
+    """Correct the interpreter and let it run the kernels that are imported from now on."""
+    triton.knobs.runtime.interpret = True
     if isinstance(interpreter._interpreter, _CheckedMemory):
         return
     _correct_dot()

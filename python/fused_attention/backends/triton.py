@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -98,10 +99,7 @@ def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
 def unavailable(device_type: str) -> tuple[str, ...]:
     """Why the kernels cannot run on such a device; empty if they can. Never initialises CUDA."""
     if device_type == "cpu":
-        # Triton's own switch: kernels run in its interpreter, slowly, which is for tests.
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return ("runs on CUDA tensors, got cpu",)
-        return tuple(_import_errors())
+        return _import_errors() if _interpreted() else ("runs on CUDA tensors, got cpu",)
     reasons = [*_import_errors(), *_ext.gpu_missing()]
     if device_type != "cuda":
         reasons.append(f"runs on CUDA tensors, got {device_type}")
@@ -126,6 +124,16 @@ def _import_errors() -> tuple[str, ...]:
         oldest = ".".join(map(str, OLDEST_TRITON))
         return (f"needs Triton {oldest} or newer, got {triton.__version__}",)
     return ()
+
+
+def _interpreted() -> bool:
+    """Triton's own switch: kernels run in its interpreter, slowly, which is for tests.
+
+    Triton is not imported to learn that.
+    """
+    if "triton" in sys.modules:
+        return bool(sys.modules["triton"].knobs.runtime.interpret)
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
