@@ -145,14 +145,14 @@ def backward_key_kernel(
         grad_out_base = operand_base(
             *(grad_out, row, head, q_start, grad_out_batch, grad_out_head, grad_out_row)
         )
-        grad_query_base = grad_query
+        grad_query_base = 0
         if FUSED:
             grad_query_base = operand_base(
                 *(grad_query, row, head, q_start, grad_query_batch, grad_query_head, grad_query_row)
             )
         lse_base = operand_base(lse, row, head, q_start, lse_batch, lse_head, 1)
         delta_base = operand_base(delta, row, head, q_start, delta_batch, delta_head, 1)
-        bias_base = bias
+        bias_base = 0
         if HAS_BIAS:
             bias_base = operand_base(bias, row, head, 0, bias_batch, bias_head, 0)
         for masked in tl.static_range(2):

@@ -81,16 +81,16 @@ def add_queries(
         )
         S = tl.dot(K, tl.trans(Q), input_precision=PRECISION)
         dP = tl.dot(V, tl.trans(dO), input_precision=PRECISION)
-        visible = None
+        visible = 0
         if MASKED:
             visible = visible_queries(left, right, offset, k_row, rows_k, q_row, rows_q)
-        bias_tile = None
+        bias_tile = 0
         if HAS_BIAS:
             exists = (k_row < rows_k)[:, None] & (q_row < rows_q)[None, :]
             bias_tile = load_bias(
                 bias, q_row[None, :], k_row[:, None], bias_query, bias_key, exists
             )
-        keep = None
+        keep = 0
         if HAS_DROPOUT:
             keep = tl.trans(dropout_keep(rng_state, stream, q_row, k_begin, threshold, BLOCK_KV))
         weights, dS, gradient = score_gradients(
