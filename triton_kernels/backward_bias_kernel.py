@@ -166,7 +166,7 @@ def backward_bias_kernel(
             slope = 0.0
             if HAS_ALIBI:
                 slope = tl.load(alibi_slopes + b * alibi_batch + head)
-            keep = None
+            keep = 0
             if HAS_DROPOUT:
                 stream = b * heads_q + head
                 keep = dropout_keep(rng_state, stream, q_row, k_begin, threshold, BLOCK_KV)

@@ -132,7 +132,7 @@ def backward_query_kernel(
     dQ = tl.zeros([BLOCK_Q, DIM_BLOCK], tl.float32)
     key_base = operand_base(key, row, head_kv, k_start, key_batch, key_head, key_row)
     value_base = operand_base(value, row, head_kv, k_start, value_batch, value_head, value_row)
-    bias_base = bias
+    bias_base = 0
     if HAS_BIAS:
         bias_base = operand_base(bias, row, head, 0, bias_batch, bias_head, 0)
     for masked in tl.static_range(2):

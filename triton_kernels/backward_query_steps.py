@@ -70,16 +70,16 @@ def add_keys(
         V = load_rows(value, k_row, rows_k, value_row, VALUE_DIM, VALUE_BLOCK, MASKED)
         S = tl.dot(Q, tl.trans(K), input_precision=PRECISION)
         dP = tl.dot(dO, tl.trans(V), input_precision=PRECISION)
-        visible = None
+        visible = 0
         if MASKED:
             visible = visible_keys(left, right, offset, q_row, rows_q, k_row, rows_k)
-        bias_tile = None
+        bias_tile = 0
         if HAS_BIAS:
             exists = (q_row < rows_q)[:, None] & (k_row < rows_k)[None, :]
             bias_tile = load_bias(
                 bias, q_row[:, None], k_row[None, :], bias_query, bias_key, exists
             )
-        keep = None
+        keep = 0
         if HAS_DROPOUT:
             keep = dropout_keep(rng_state, stream, q_row, k_begin, threshold, BLOCK_KV)
         _, dS, gradient = score_gradients(

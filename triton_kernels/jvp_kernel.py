@@ -139,22 +139,22 @@ def jvp_kernel(
             *(query_tangent_batch, query_tangent_head, query_tangent_row),
         )
         dQ = load_rows(dQ_base, q_row, rows_q, query_tangent_row, DIM, DIM_BLOCK)
-    dK_base = key_tangent
+    dK_base = 0
     if MOVES_KEY:
         dK_base = operand_base(
             *(key_tangent, row, head_kv, k_start),
             *(key_tangent_batch, key_tangent_head, key_tangent_row),
         )
-    dV_base = value_tangent
+    dV_base = 0
     if MOVES_VALUE:
         dV_base = operand_base(
             *(value_tangent, row, head_kv, k_start),
             *(value_tangent_batch, value_tangent_head, value_tangent_row),
         )
-    bias_base = bias
+    bias_base = 0
     if HAS_BIAS:
         bias_base = operand_base(bias, row, head, 0, bias_batch, bias_head, 0)
-    dB_base = bias_tangent
+    dB_base = 0
     if MOVES_BIAS:
         dB_base = operand_base(bias_tangent, row, head, 0, bias_tangent_batch, bias_tangent_head, 0)
     slope = 0.0

@@ -90,7 +90,7 @@ def move_with_keys(
             dS = tl.dot(Q, tl.trans(dK), dS, input_precision=PRECISION)
 
         exists = (q_row < rows_q)[:, None] & (k_row < rows_k)[None, :]
-        bias_tile = None
+        bias_tile = 0
         if HAS_BIAS:
             bias_tile = load_bias(
                 bias, q_row[:, None], k_row[None, :], bias_query, bias_key, exists
