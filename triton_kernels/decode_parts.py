@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import Config
+from .launch import Config, arch_of
 from .tiles import padded_dim
 
 # With batch_invariant, keys [512 n, 512 n + 512) are always one part.
@@ -37,7 +37,12 @@ def parts_of(call: Any) -> Parts:
     heads_q, heads_kv = call.query.shape[1], call.key_cache.shape[1]
     rows = heads_q // max(1, heads_kv) * call.query.shape[2]
     config = decode_config(
-        rows, call.query.shape[-1], call.value_cache.shape[-1], call.query.element_size()
+        rows,
+        call.query.shape[-1],
+        call.value_cache.shape[-1],
+        call.query.element_size(),
+        call.block_table is not None,
+        arch_of(call.query.device),
     )
     row_tiles = triton.cdiv(rows, config.block_q)
     splits = _splits(call, row_tiles * heads_kv * call.query.shape[0], config.block_kv)
@@ -66,19 +71,30 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @functools.cache
-def decode_config(rows: int, head_dim: int, value_dim: int, element_size: int) -> Config:
+def decode_config(
+    rows: int, head_dim: int, value_dim: int, element_size: int, is_paged: bool, arch: str
+) -> Config:
     """Tiles of a decoding kernel; `rows`: queries times the heads that share keys.
 
     Decoding waits for memory, whatever the chip: what counts is that enough of the cache is under
-    way. Two stages of a tile of K and of V are at most 64 KB: that fits into the 99 KB that a
-    program may have on sm_86 and sm_120, and lets two programs or more run on the larger chips.
+    way. Two stages of 16 KB of K and of V do that, fit into the 99 KB that a program may have on
+    sm_86 and sm_120, and leave room for three programs on larger chips.
     """
     widest = max(padded_dim(head_dim), padded_dim(value_dim))
-    block_kv = max(16, min(64, 16384 // (widest * element_size)))
-    # The sums of a tile of rows stay in registers: 64 a thread.
-    most_rows = max(16, min(64, 8192 // widest))
-    block_q = min(max(16, triton.next_power_of_2(rows)), most_rows)
-    return Config(block_q, block_kv, num_warps=4, num_stages=3)
+    block_kv = max(16, min(128, 16384 // (widest * element_size)))
+    # Never 64 rows, whose products would be wgmma on sm_90: Triton 3.6 leaves out the fence that
+    # tells them from the copies by pointer, and the rows of decoding seldom fill them. On CUDA
+    # cores (fp32) each thread holds its operands whole.
+    block_q = 32 if rows > 16 and element_size == 2 and widest <= 256 else 16
+    warps = 4 if element_size == 2 else 8
+    tile = block_kv * widest * element_size
+    if arch.startswith("gfx"):
+        stages = 2 if tile <= 16384 else 1  # 64 KB
+    elif tile > 16384:
+        stages = 2
+    else:
+        stages = 5 if is_paged else 3  # page numbers have to arrive before what they point to
+    return Config(block_q, block_kv, warps, stages)
 
 
 @triton.jit
