@@ -113,7 +113,9 @@ def test_vmap_equals_row_by_row(case: AttentionCase, moving: str, backend: str) 
         given = dict(zip(wanted, moved, strict=True))
         return jvp_op(*(given.get(i, a) for i, a in enumerate(arguments)))
 
-    expected = [torch.stack(results) for results in zip(*(jvp_op(*row) for row in rows))]
+    expected = [
+        torch.stack(results) for results in zip(*(jvp_op(*row) for row in rows), strict=True)
+    ]
     torch.testing.assert_close(vmap(function)(*stacked), tuple(expected))
 
 

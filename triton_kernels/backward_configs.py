@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from .configs import SMALL_WINDOW, by_pointers, shared_bytes
+from .configs import SMALL_WINDOW, by_pointers, has_wgmma, shared_bytes
 from .launch import INTERPRETER, Config
 from .tiles import padded_dim
 
@@ -43,9 +43,11 @@ def backward_candidates(
     elif dtype == torch.float32:
         configs = _wide_list(dim)
     elif kind == "backward_key":
-        configs = _key_list(dim)
+        configs = _key_list(dim, has_wgmma(arch))
+    elif kind == "jvp":
+        configs = _jvp_list(dim)
     else:
-        configs = _query_list(dim)
+        configs = _query_list(dim, has_wgmma(arch))
     if window <= SMALL_WINDOW:
         # A tile sees BLOCK + window rows of the other side: large ones mostly masked.
         small = [config for config in configs if max(config.block_q, config.block_kv) <= 64]
@@ -65,26 +67,43 @@ def use_fused_form(head_dim: int, value_dim: int, dtype: torch.dtype, arch: str)
     return arch in ("sm_90", "sm_100", "sm_103") and dtype != torch.float32 and not wide
 
 
-def _key_list(dim: int) -> list[Config]:
-    """K, V, dK and dV stay; Q and dO pass. dK and dV are in registers all the while."""
+def _key_list(dim: int, hopper: bool) -> list[Config]:
+    """K, V, dK and dV stay; Q and dO pass. dK and dV are in registers all the while.
+
+    S and dP of more queries would not fit in beside them. mma.sync keeps fragments of K and V in
+    registers, too, which wgmma reads from shared memory.
+    """
     if dim <= 64:
-        return [Config(64, 128, 8, 2), Config(64, 64, 4, 2), Config(32, 64, 4, 2)]
+        large = [Config(64, 128, 8, 2)] if hopper else []
+        return [*large, Config(32, 64, 4, 2), Config(32, 64, 4, 1)]
     if dim <= 128:
-        # dK and dV of 128 keys take 128 of 255 registers of 8 warps.
-        return [Config(64, 128, 8, 2), Config(32, 64, 4, 2), Config(32, 64, 4, 1)]
+        large = [Config(32, 128, 8, 2)] if hopper else []
+        return [*large, Config(32, 64, 4, 2), Config(32, 64, 4, 1)]
     if dim <= 256:
         return [Config(32, 64, 8, 1), Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
 
 
-def _query_list(dim: int) -> list[Config]:
+def _query_list(dim: int, hopper: bool) -> list[Config]:
     """Q, dO and dQ stay; K and V pass."""
     if dim <= 64:
         return [Config(128, 64, 8, 2), Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
     if dim <= 128:
-        return [Config(128, 64, 8, 2), Config(64, 32, 4, 2), Config(64, 32, 4, 1)]
+        large = [Config(128, 64, 8, 2)] if hopper else []
+        return [*large, Config(64, 32, 4, 2), Config(64, 32, 4, 1)]
     if dim <= 256:
         return [Config(64, 32, 8, 1), Config(32, 32, 4, 1)]
+    return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
+
+
+def _jvp_list(dim: int) -> list[Config]:
+    """Q and its tangent, out and its tangent stay; K, V and their tangents pass."""
+    if dim <= 64:
+        return [Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+    if dim <= 128:
+        return [Config(64, 32, 4, 2), Config(64, 32, 4, 1)]
+    if dim <= 256:
+        return [Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(16, 32, 4, 1)]
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
 
 
@@ -102,5 +121,6 @@ def _shared(kind: str, config: Config, dim: int, dtype: torch.dtype) -> int:
     stay, passing = config.block_q, config.block_kv
     if kind == "backward_key":
         stay, passing = passing, stay
-    rows = 2 * stay + 2 * passing * config.num_stages
+    # In forward mode the tangents of K and V pass, too; those of Q stay.
+    rows = 2 * stay + (4 if kind == "jvp" else 2) * passing * config.num_stages
     return (rows * dim + 2 * stay * passing) * dtype.itemsize

@@ -137,38 +137,40 @@ def backward_key_kernel(
     full_end = tl.where(k_begin + BLOCK_KV <= rows_k, full_end, 0)
     begin = begin // BLOCK_Q * BLOCK_Q
     first, last = split_steps(begin, end, full_begin, full_end, BLOCK_Q)
-    for head in range(head_kv * group, head_kv * group + group):
-        slope = 0.0
-        if HAS_ALIBI:
-            slope = tl.load(alibi_slopes + b * alibi_batch + head, mask=b < batch, other=0.0)
-        query_base = operand_base(query, row, head, q_start, query_batch, query_head, query_row)
-        grad_out_base = operand_base(
-            *(grad_out, row, head, q_start, grad_out_batch, grad_out_head, grad_out_row)
+    query_base = operand_base(query, row, 0, q_start, query_batch, query_head, query_row)
+    grad_out_base = operand_base(
+        *(grad_out, row, 0, q_start, grad_out_batch, grad_out_head, grad_out_row)
+    )
+    grad_query_base = 0
+    if FUSED:
+        grad_query_base = operand_base(
+            *(grad_query, row, 0, q_start, grad_query_batch, grad_query_head, grad_query_row)
         )
-        grad_query_base = 0
-        if FUSED:
-            grad_query_base = operand_base(
-                *(grad_query, row, head, q_start, grad_query_batch, grad_query_head, grad_query_row)
-            )
-        lse_base = operand_base(lse, row, head, q_start, lse_batch, lse_head, 1)
-        delta_base = operand_base(delta, row, head, q_start, delta_batch, delta_head, 1)
-        bias_base = 0
-        if HAS_BIAS:
-            bias_base = operand_base(bias, row, head, 0, bias_batch, bias_head, 0)
-        for masked in tl.static_range(2):
-            dK, dV = add_queries(
-                *(dK, dV, K, V, k_row, k_begin),
-                begin if masked == 0 else first,
-                end - (last - first) if masked == 0 else last,
-                *(first, last - first, query_base, query_row, grad_out_base, grad_out_row),
-                *(lse_base, delta_base, grad_query_base, grad_query_row),
-                *(bias_base, bias_query, bias_key, slope, rng_state, b * heads_q + head),
-                *(rows_q, rows_k, left, right, offset),
-                *(scale, exponent_scale, softcap, threshold, keep_scale),
-                *(DIM, DIM_BLOCK, VALUE_DIM, VALUE_BLOCK, FOLD_SCALE, HAS_SOFTCAP, HAS_BIAS),
-                *(HAS_ALIBI, HAS_DROPOUT, ACCURATE, PRECISION, DEAD_ROWS, FUSED, masked == 0),
-                *(BLOCK_Q, BLOCK_KV),
-            )
+    lse_base = operand_base(lse, row, 0, q_start, lse_batch, lse_head, 1)
+    delta_base = operand_base(delta, row, 0, q_start, delta_batch, delta_head, 1)
+    bias_base = 0
+    if HAS_BIAS:
+        bias_base = operand_base(bias, row, 0, 0, bias_batch, bias_head, 0)
+    slopes = 0
+    if HAS_ALIBI:
+        slopes = alibi_slopes + b * alibi_batch
+    for masked in tl.static_range(2):
+        span = end - begin - (last - first) if masked == 0 else last - first
+        dK, dV = add_queries(
+            *(dK, dV, K, V, k_row, k_begin, head_kv * group, group),
+            begin if masked == 0 else first,
+            tl.cdiv(span, BLOCK_Q),
+            *(first, last - first, query_base, query_head, query_row),
+            *(grad_out_base, grad_out_head, grad_out_row),
+            *(lse_base, lse_head, delta_base, delta_head),
+            *(grad_query_base, grad_query_head, grad_query_row),
+            *(bias_base, bias_head, bias_query, bias_key, slopes, rng_state, b * heads_q),
+            *(rows_q, rows_k, left, right, offset),
+            *(scale, exponent_scale, softcap, threshold, keep_scale),
+            *(DIM, DIM_BLOCK, VALUE_DIM, VALUE_BLOCK, FOLD_SCALE, HAS_SOFTCAP, HAS_BIAS),
+            *(HAS_ALIBI, HAS_DROPOUT, ACCURATE, PRECISION, DEAD_ROWS, FUSED, masked == 0),
+            *(BLOCK_Q, BLOCK_KV),
+        )
 
     # Rows of the tensors in this sequence, those behind its length too.
     stored = len_k

@@ -19,22 +19,30 @@ def add_queries(
     V,
     k_row,
     k_begin,
+    head_begin,
+    group,
     begin,
-    end,
+    steps,
     jump_at,
     jump,
     query,
+    query_head,
     query_row,
     grad_out,
+    grad_out_head,
     grad_out_row,
     lse,
+    lse_head,
     delta,
+    delta_head,
     grad_query,
+    grad_query_head,
     grad_query_row,
     bias,
+    bias_head,
     bias_query,
     bias_key,
-    slope,
+    alibi_slopes,
     rng_state,
     stream,
     rows_q,
@@ -64,19 +72,28 @@ def add_queries(
     BLOCK_Q: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ):
-    """dK (without the scale) and dV plus what queries of one head contribute.
+    """dK (without the scale) and dV plus what queries of a group of heads contribute.
 
-    MASKED: the queries [begin, end + jump), those of [jump_at, jump_at + jump) left out. Else
-    [begin, end), all of which exist and see all of the keys.
+    Pointers and stream are those of head 0. Each head has `steps` steps from `begin` on. MASKED:
+    from `jump_at` on they lie `jump` queries further. Else all of the queries exist and see all of
+    the keys.
     """
-    for q_begin in range(begin, end, BLOCK_Q):
+    # One loop over all heads, so that the loads of the next head begin during the last step.
+    for index in range(0, group * steps):
+        head = head_begin + index // steps
+        q_begin = begin + index % steps * BLOCK_Q
         if MASKED:
             q_begin = tl.where(q_begin >= jump_at, q_begin + jump, q_begin)
         q_row = q_begin + tl.arange(0, BLOCK_Q)
-        Q = load_rows(query, q_row, rows_q, query_row, DIM, DIM_BLOCK, MASKED)
-        row_lse, row_delta = load_statistics(lse, delta, q_row, rows_q)
+        wide_head = tl.cast(head, tl.int64)
+        query_base = query + wide_head * query_head
+        Q = load_rows(query_base, q_row, rows_q, query_row, DIM, DIM_BLOCK, MASKED)
+        row_lse, row_delta = load_statistics(
+            lse + wide_head * lse_head, delta + wide_head * delta_head, q_row, rows_q
+        )
         dO = load_grad_out(
-            *(grad_out, q_row, row_lse, rows_q, grad_out_row, VALUE_DIM, VALUE_BLOCK),
+            grad_out + wide_head * grad_out_head,
+            *(q_row, row_lse, rows_q, grad_out_row, VALUE_DIM, VALUE_BLOCK),
             *(MASKED, DEAD_ROWS),
         )
         S = tl.dot(K, tl.trans(Q), input_precision=PRECISION)
@@ -88,11 +105,17 @@ def add_queries(
         if HAS_BIAS:
             exists = (k_row < rows_k)[:, None] & (q_row < rows_q)[None, :]
             bias_tile = load_bias(
-                bias, q_row[None, :], k_row[:, None], bias_query, bias_key, exists
+                bias + wide_head * bias_head,
+                *(q_row[None, :], k_row[:, None], bias_query, bias_key, exists),
             )
+        slope = 0.0
+        if HAS_ALIBI:
+            slope = tl.load(alibi_slopes + head)
         keep = 0
         if HAS_DROPOUT:
-            keep = tl.trans(dropout_keep(rng_state, stream, q_row, k_begin, threshold, BLOCK_KV))
+            keep = tl.trans(
+                dropout_keep(rng_state, stream + head, q_row, k_begin, threshold, BLOCK_KV)
+            )
         weights, dS, gradient = score_gradients(
             *(S, dP, row_lse[None, :], row_delta[None, :], visible, keep, bias_tile, slope),
             q_row[None, :] + offset - k_row[:, None],
@@ -104,7 +127,9 @@ def add_queries(
         dK = tl.dot(dS, Q, dK, input_precision=PRECISION)
         if FUSED:
             dQ = tl.dot(tl.trans(dS), K, input_precision=PRECISION)
-            pointers = row_pointers(grad_query, q_row, grad_query_row, DIM_BLOCK)
+            pointers = row_pointers(
+                grad_query + wide_head * grad_query_head, q_row, grad_query_row, DIM_BLOCK
+            )
             mask = row_mask(q_row, rows_q, DIM, DIM_BLOCK, True)
             tl.atomic_add(pointers, dQ, mask=mask, sem="relaxed")
     return dK, dV

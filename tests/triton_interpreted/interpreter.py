@@ -8,6 +8,7 @@ any other bf16 arithmetic is an error instead of a wrong number.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ def install() -> None:
     for name in ("binary_op", "unary_op", "create_fma"):
         _refuse_bf16(name)
     _refuse_bf16_reductions()
+    _patch_language_once()
     interpreter._interpreter = _CheckedMemory(interpreter._interpreter)
 
 
@@ -104,6 +106,42 @@ def _refuse_bf16_reductions() -> None:
             raise TypeError("reduction of bf16, which the interpreter cannot: convert to fp32")
 
     interpreter.ReduceScanOpInterface.check_tensor = check_tensor
+
+
+class _Scope:
+    """What a launch has patched, its functions included; only the launch restores it."""
+
+    def __init__(self, patched: list[Any]) -> None:
+        self._patched = patched
+
+    def restore(self) -> None:
+        while self._patched:
+            self._patched.pop().restore()
+
+
+def _patch_language_once() -> None:
+    """Functions that a kernel calls do not patch triton.language again: half of all the time.
+
+    Nor do they leave it patched for ever, as they do upstream.
+    """
+    original = interpreter._patch_lang
+    patched: list[Any] = []
+    names: set[str] = set()
+
+    @functools.cache
+    def languages(function: Any) -> frozenset[str]:
+        modules = filter(inspect.ismodule, function.__globals__.values())
+        return frozenset(module.__name__ for module in modules if module in (tl, tl.core))
+
+    def patch_lang(function: Any) -> _Scope:
+        if not patched:
+            names.clear()
+        if not languages(function) <= names:
+            patched.append(original(function))
+            names.update(languages(function))
+        return _Scope(patched)
+
+    interpreter._patch_lang = patch_lang
 
 
 @contextmanager
