@@ -45,7 +45,7 @@ def backward_candidates(
     elif kind == "backward_key":
         configs = _key_list(dim, has_wgmma(arch))
     elif kind == "jvp":
-        configs = _jvp_list(dim)
+        configs = _jvp_list(dim, has_wgmma(arch))
     else:
         configs = _query_list(dim, has_wgmma(arch))
     if window <= SMALL_WINDOW:
@@ -96,12 +96,14 @@ def _query_list(dim: int, hopper: bool) -> list[Config]:
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
 
 
-def _jvp_list(dim: int) -> list[Config]:
+def _jvp_list(dim: int, hopper: bool) -> list[Config]:
     """Q and its tangent, out and its tangent stay; K, V and their tangents pass."""
     if dim <= 64:
-        return [Config(64, 64, 4, 2), Config(64, 32, 4, 2)]
+        large = [Config(64, 64, 4, 2)] if hopper else []
+        return [*large, Config(64, 32, 4, 2), Config(32, 32, 4, 2)]
     if dim <= 128:
-        return [Config(64, 32, 4, 2), Config(64, 32, 4, 1)]
+        large = [Config(128, 32, 8, 2)] if hopper else []
+        return [*large, Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if dim <= 256:
         return [Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(16, 32, 4, 1)]
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
