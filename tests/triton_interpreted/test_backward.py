@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from shapes import CASES
 from triton.runtime.errors import InterpreterError
 from triton_interpreted.kernel_calls import call_of, gradients_of
 
+from fused_attention import attention
 from fused_attention.masks import UNBOUNDED, Band
 from fused_attention.triton_kernels import (
     backward,
@@ -67,6 +69,22 @@ def test_forms_differ_in_dq_alone() -> None:
     torch.testing.assert_close(one.query, other.query)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_takes_a_merge_over_more_keys(fused: bool) -> None:
+    """Gradients of the keys at hand are then those of attention to all keys."""
+    inputs = AttentionCase("", len_k=90).make()
+    half = replace(inputs, key=inputs.key[:, :, :37], value=inputs.value[:, :, :37])
+    call = call_of(half)
+    out, lse = inputs.reference()
+    grad_out, grad_lse = inputs.random_output_gradients()
+    grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
+    args = (call, out, lse, grad_out, grad_lse, torch.empty_like(lse), *grads, None)
+    backward.attention_backward(*args, deterministic=not fused, fused=fused)
+    exact = inputs.exact_gradients(grad_out, grad_lse)
+    torch.testing.assert_close(grads[1], exact.key[:, :, :37].float())
+    torch.testing.assert_close(grads[2], exact.value[:, :, :37].float())
+
+
 def test_repeats_bit_for_bit() -> None:
     inputs = BY_NAME["everything"].make()
     first, second = (gradients_of(inputs, False)[0] for _ in range(2))
@@ -78,6 +96,22 @@ def test_atomic_additions_are_refused_where_bits_have_to_repeat() -> None:
     nothing: Any = None
     with pytest.raises(ValueError, match="fused: must be False with deterministic=True"):
         backward.attention_backward(call, *[nothing] * 9, deterministic=True, fused=True)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_atomic_additions_only_where_nobody_asks_for_equal_bits(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the chip is one on which they are faster."""
+    monkeypatch.setattr(backward, "use_fused_form", lambda *choice: True)
+    launched: list[Any] = []
+    original = backward.launch
+    monkeypatch.setattr(
+        backward, "launch", lambda kernel, *rest: (launched.append(kernel), original(kernel, *rest))
+    )
+    x = torch.randn(1, 1, 5, 16, requires_grad=True)
+    attention(x, x, x, deterministic=deterministic, backend="triton").sum().backward()
+    assert (backward_query.backward_query_kernel in launched) == deterministic
 
 
 @pytest.mark.parametrize("programs", [1, 7, 10_000])
