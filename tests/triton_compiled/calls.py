@@ -39,14 +39,19 @@ def forward(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
         kernel_module("forward").attention_forward(call, call.empty_out(), call.empty_lse())
 
 
-def backward(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+def backward(compiler: Compiler, dim: int, dtype: torch.dtype, deterministic: bool = True) -> None:
     call = causal(dim, dtype)
     out, lse = call.empty_out(), call.empty_lse()
     gradients = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
+    inputs = (call, out, lse, torch.empty_like(out), None, torch.empty_like(lse))
     with running(compiler):
         run = kernel_module("backward").attention_backward
-        arguments = (call, out, lse, torch.empty_like(out), None, torch.empty_like(lse))
-        run(*arguments, *gradients, None)
+        run(*inputs, *gradients, None, deterministic, not deterministic)
+
+
+def fused_backward(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """dQ by atomic additions."""
+    backward(compiler, dim, dtype, deterministic=False)
 
 
 def jvp(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
@@ -64,4 +69,10 @@ def decode(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
         kernel_module("decode").attention_decode(call, call.empty_out(), call.empty_lse())
 
 
-CALLS = {"forward": forward, "backward": backward, "jvp": jvp, "decode": decode}
+CALLS = {
+    "forward": forward,
+    "backward": backward,
+    "fused_backward": fused_backward,
+    "jvp": jvp,
+    "decode": decode,
+}

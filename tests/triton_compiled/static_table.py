@@ -58,14 +58,15 @@ class Row(NamedTuple):
         return [f"{self.arch} {self.kernel}", *map(str, self[2:])]
 
 
-def row_of(compiled: Any, arch: str, dim: int) -> Row:
+def row_of(compiled: Any, arch: str, kind: str, dim: int) -> Row:
     """What a compiled kernel needs, as cuobjdump tells of its code."""
     used = resources(compiled.asm["cubin"])
     threads, shared = compiled.metadata.num_warps * 32, compiled.metadata.shared
     ptx = compiled.asm["ptx"]
+    kernel = compiled.metadata.name.removesuffix("_kernel")
     return Row(
         arch,
-        compiled.metadata.name.removesuffix("_kernel"),
+        f"fused_{kernel}" if kind == "fused_backward" else kernel,
         dim,
         used["REG"],
         used["STACK"],
@@ -90,15 +91,15 @@ def resources(cubin: bytes) -> dict[str, int]:
 @functools.cache
 def table() -> tuple[Row, ...]:
     """A row for each kernel, chip and dim."""
-    found = {}
+    found: dict[str, Row] = {}
     for arch in ARCHS:
         for dim in DIMS:
-            for call in CALLS.values():
+            for kind, call in CALLS.items():
                 compiler = Compiler(arch)
                 call(compiler, dim, torch.bfloat16)
                 for compiled in compiler.compiled:
-                    row = row_of(compiled, arch, dim)
-                    found[row.name] = row
+                    if compiled.hash not in found:  # several calls may share a kernel
+                        found[compiled.hash] = row_of(compiled, arch, kind, dim)
     return tuple(found.values())
 
 
