@@ -14,7 +14,6 @@ from fused_attention import Band, attention, explain
 from fused_attention.backends import triton
 from fused_attention.philox import dropout_keep_mask
 from fused_attention.support import sample_problem, support_matrix
-from fused_attention.triton_kernels import backward
 
 DEVICE = next(place.device for place in PLACES if place.backend == "triton")
 
