@@ -67,10 +67,7 @@ def backward(
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
     grad_bias = torch.empty_like(call.bias) if needs_bias_grad and call.bias is not None else None
     with _on_device_of(out):
-        attention_backward(
-            *(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias),
-            deterministic=call.deterministic,
-        )
+        attention_backward(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias)
     grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grads[0], grads[1], grads[2], grad_bias, grad_sinks)
 
