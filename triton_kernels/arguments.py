@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,9 +28,7 @@ def call_arguments(call: Any) -> dict[str, Any]:
     """
     packed = call.cu_seqlens_q is not None
     batch = call.cu_seqlens_q.shape[0] - 1 if packed else call.query.shape[0]
-    terms = score_terms(
-        call.scale, call.softcap, call.bias is not None or call.alibi_slopes is not None
-    )
+    changed = call.bias is not None or call.alibi_slopes is not None
     slopes = call.alibi_slopes
     heads_q, heads_kv = call.query.shape[1], call.key.shape[1]
     arguments = {
@@ -53,12 +52,7 @@ def call_arguments(call: Any) -> dict[str, Any]:
         "left": call.left,
         "right": call.right,
         "offset": call.offset,
-        "scale": terms.scale,
-        "exponent_scale": terms.exponent_scale,
-        "unit": terms.unit,
-        "softcap": call.softcap,
-        "threshold": dropout_threshold(call.dropout_p),
-        "keep_scale": dropout_keep_scale(call.dropout_p),
+        **_scalars(call.scale, call.softcap, changed, call.dropout_p),
     }
     for name in ("query", "key", "value"):
         arguments.update(operand_arguments(name, getattr(call, name)))
@@ -68,13 +62,10 @@ def call_arguments(call: Any) -> dict[str, Any]:
 
 def call_constants(call: Any) -> dict[str, Any]:
     """What kernels are compiled for: dims and the features of a call."""
-    head_dim, value_dim = call.query.shape[-1], call.value.shape[-1]
+    query = call.query
     changed = call.bias is not None or call.alibi_slopes is not None
     return {
-        "DIM": head_dim,
-        "DIM_BLOCK": padded_dim(head_dim),
-        "VALUE_DIM": value_dim,
-        "VALUE_BLOCK": padded_dim(value_dim),
+        **_dims(query.shape[-1], call.value.shape[-1]),
         "HAS_BIAS": call.bias is not None,
         "HAS_ALIBI": call.alibi_slopes is not None,
         "HAS_SINKS": call.sinks is not None,
@@ -84,8 +75,31 @@ def call_constants(call: Any) -> dict[str, Any]:
         "HAS_KV_LENGTHS": call.kv_lengths is not None,
         "HAS_BAND_OFFSETS": call.band_offsets is not None,
         "FOLD_SCALE": score_terms(call.scale, call.softcap, changed).fold_scale,
-        "ACCURATE": call.query.dtype == torch.float32,
-        "PRECISION": dot_precision(call.query),
+        "ACCURATE": query.dtype == torch.float32,
+        "PRECISION": dot_precision(query),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _scalars(scale: float, softcap: float, changed: bool, dropout_p: float) -> dict[str, Any]:
+    terms = score_terms(scale, softcap, changed)
+    return {
+        "scale": terms.scale,
+        "exponent_scale": terms.exponent_scale,
+        "unit": terms.unit,
+        "softcap": softcap,
+        "threshold": dropout_threshold(dropout_p),
+        "keep_scale": dropout_keep_scale(dropout_p),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _dims(head_dim: int, value_dim: int) -> dict[str, int]:
+    return {
+        "DIM": head_dim,
+        "DIM_BLOCK": padded_dim(head_dim),
+        "VALUE_DIM": value_dim,
+        "VALUE_BLOCK": padded_dim(value_dim),
     }
 
 

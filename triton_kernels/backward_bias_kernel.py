@@ -170,7 +170,7 @@ def backward_bias_kernel(
             if HAS_DROPOUT:
                 stream = b * heads_q + head
                 keep = dropout_keep(rng_state, stream, q_row, k_begin, threshold, BLOCK_KV)
-            _, dS, _ = score_gradients(
+            P, dS, gradient = score_gradients(
                 *(S, dP, row_lse[:, None], row_delta[:, None], visible, keep, bias_tile, slope),
                 q_row[:, None] + band_offset - k_row[None, :],
                 *(scale, exponent_scale, softcap, keep_scale, True, FOLD_SCALE, HAS_SOFTCAP),

@@ -99,7 +99,7 @@ def candidates(
         configs = _first(configs, lambda c: max(c.block_q, c.block_kv) <= 64)
     configs = [_for_rows(config, rows) for config in configs]
     limit = shared_bytes(arch)
-    fitting = [config for config in configs if _shared(config, dim, dtype) <= limit]
+    fitting = [c for c in configs if config_shared_bytes(c, dim, dtype, arch) <= limit]
     return list(dict.fromkeys(fitting or [configs[-1]]))
 
 
@@ -189,7 +189,11 @@ def _for_rows(config: Config, rows: int) -> Config:
     return config._replace(block_q=block_q, block_kv=block_kv, num_warps=warps)
 
 
-def _shared(config: Config, dim: int, dtype: torch.dtype) -> int:
-    """Q, and the stages of K and V that the pipeline holds, in bytes."""
-    rows = config.block_q + 2 * config.block_kv * config.num_stages
+def config_shared_bytes(config: Config, dim: int, dtype: torch.dtype, arch: str) -> int:
+    """Q, and the stages of K and V that the pipeline holds.
+
+    Without a pipeline K and V take turns; on AMD Q stays in registers.
+    """
+    tiles = 1 if config.num_stages == 1 else 2 * config.num_stages
+    rows = config.block_kv * tiles + (0 if arch.startswith("gfx") else config.block_q)
     return rows * dim * dtype.itemsize

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from . import autotune
@@ -22,7 +21,7 @@ from .configs import by_pointers, candidates, config_for
 from .forward_kernel import forward_kernel
 from .launch import Config, arch_of, launch
 from .schedule import heads_side_by_side
-from .tiles import describable, descriptor
+from .tiles import cdiv, describable, descriptor
 
 PACK_BELOW = 64  # queries
 
@@ -71,7 +70,7 @@ def _launch(
     rows = arguments["len_q"] * (arguments["group"] if pack_heads else 1)
     if packed and arguments["total_q"] > 0:
         rows = max(rows, 1)  # rows behind the last sequence are to be written even so
-    blocks = triton.cdiv(rows, config.block_q)
+    blocks = cdiv(rows, config.block_q)
     heads_per_row = arguments["heads_kv" if pack_heads else "heads_q"]
     heads = heads_per_row * (arguments["batch"] + packed)
     element = call.key.element_size()

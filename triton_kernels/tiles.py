@@ -16,9 +16,14 @@ DESCRIPTOR_ALIGN = 16  # bytes, of the first element and of all strides but the 
 DESCRIPTOR_DIM = 256  # the widest tile that is loaded by descriptor
 
 
+def cdiv(count: int, block: int) -> int:
+    """How many blocks hold `count` rows. triton.cdiv takes many times as long on the host."""
+    return -(-count // block)
+
+
 def padded_dim(dim: int) -> int:
     """Columns of a tile that holds rows of `dim` elements; a product needs at least 16."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, 1 << (dim - 1).bit_length())
 
 
 def describable(tensor: Tensor) -> bool:
@@ -47,8 +52,9 @@ def descriptor(tensor: Tensor, block: int) -> TensorDescriptor:
 
 def dot_precision(tensor: Tensor) -> str:
     """How fp32 operands are multiplied: as torch's own matrix products are told to."""
-    tf32 = tensor.is_cuda and torch.version.hip is None
-    return "tf32" if tf32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    if tensor.dtype != torch.float32 or not tensor.is_cuda or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @triton.jit
