@@ -14,7 +14,6 @@ from fused_attention import Band, attention, explain
 from fused_attention.backends import triton
 from fused_attention.philox import dropout_keep_mask
 from fused_attention.support import sample_problem, support_matrix
-from fused_attention.triton_kernels import backward
 
 DEVICE = next(place.device for place in PLACES if place.backend == "triton")
 
@@ -41,31 +40,6 @@ def test_refusals():
     assert reasons(dtype=torch.float64) == ["computes in fp16, bf16 and fp32, got float64"]
     assert reasons(value_dim=513) == ["head and value dims go up to 512, got 513"]
     assert reasons("meta")[-1] == "runs on CUDA tensors, got meta"
-
-
-def test_atomic_sums_are_asked_for_and_are_not_deterministic(monkeypatch):
-    asked = {"needs_grad": True, "deterministic": True}
-    assert reasons(**asked) == []
-    monkeypatch.setenv(triton.ATOMICS_VARIABLE, "1")
-    assert reasons(**asked) == [
-        "gradients vary from run to run with FUSED_ATTENTION_TRITON_ATOMICS=1"
-    ]
-    assert reasons(deterministic=True) == reasons(needs_grad=True) == []
-
-
-@pytest.mark.parametrize("atomics", ["", "1"])
-def test_the_backward_is_told(monkeypatch, atomics):
-    told = []
-    original = backward.attention_backward
-    monkeypatch.setattr(
-        backward,
-        "attention_backward",
-        lambda *args, deterministic: told.append(deterministic) or original(*args),
-    )
-    monkeypatch.setenv(triton.ATOMICS_VARIABLE, atomics)
-    query = torch.randn(1, 1, 4, 16, device=DEVICE, requires_grad=True)
-    attention(query, query, query, backend="triton").sum().backward()
-    assert told == [not atomics]
 
 
 def test_cpu_tensors_in_the_interpreter_only(monkeypatch):
@@ -144,5 +118,5 @@ def test_compiled_code_gives_the_same():
 def test_the_operator_is_what_torch_expects():
     """Schema, fake tensors and autograd registrations, by torch's own test."""
     tensors = [torch.randn(1, 2, 20, 16, device=DEVICE, requires_grad=True) for _ in range(3)]
-    arguments = (*tensors, *[None] * 8, 20, 20, 0.25, 0.0, 5, 0, 0, 0.0, "triton")
+    arguments = (*tensors, *[None] * 8, 20, 20, 0.25, 0.0, 5, 0, 0, 0.0, False, "triton")
     torch.library.opcheck(torch.ops.fused_attention.forward, arguments)

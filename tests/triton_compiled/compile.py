@@ -156,3 +156,10 @@ class Compiler:
         config: Any,
     ) -> None:
         self.compiled.append(compile_launch(kernel, arguments, constants, config, self._arch))
+
+
+@contextmanager
+def running(runner: Compiler) -> Iterator[Compiler]:
+    """The Triton backend's kernels run by `runner` meanwhile."""
+    with kernels_for_compiler(), kernel_module("launch").using(runner):
+        yield runner

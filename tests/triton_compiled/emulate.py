@@ -1,6 +1,6 @@
 """Executes launches of triton_kernels by the PTX emulator.
 
-    with emulated(Emulator("sm_90")):
+    with running(Emulator("sm_90")):
         out = attention(query, key, value, backend="triton")
 
 The launch is the one of production: its kernel is compiled by Triton for the arguments that it is
@@ -10,8 +10,7 @@ copied back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ptxsim.launch import Report, launch
 from ptxsim.memory import GlobalMemory
 from ptxsim.tensor_map import tensor_map
 from torch import Tensor
-from triton_compiled.compile import Compiler, kernel_module, kernels_for_compiler
+from triton_compiled.compile import Compiler
 
 # As cuTensorMapEncodeTiled numbers them.
 SWIZZLE_BYTES = (0, 32, 64, 128)
@@ -130,10 +129,3 @@ def _descriptor(value: Any, layout: dict[str, Any] | None, memory: Memory) -> li
         SWIZZLE_BYTES[layout["swizzle"]],
     )
     return [map_, *shape, *strides]
-
-
-@contextmanager
-def emulated(runner: Compiler) -> Iterator[Compiler]:
-    """The Triton backend's kernels run by `runner` meanwhile."""
-    with kernels_for_compiler(), kernel_module("launch").using(runner):
-        yield runner

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from attention_case import AttentionCase
 from decode_case import DecodeCase
-from triton_compiled.emulate import Emulator, emulated
+from triton_compiled.compile import running
+from triton_compiled.emulate import Emulator
 
 from fused_attention import attention, attention_varlen, attention_with_kv_cache
 
@@ -16,7 +17,7 @@ def attend(case: AttentionCase, emulator: Emulator, *, backward: bool = True) ->
     leaves = inputs.require_gradients() if backward else {}
     function = attention_varlen if case.packed else attention
     operands = (inputs.query, inputs.key, inputs.value)
-    with emulated(emulator):
+    with running(emulator):
         out, lse = function(*operands, return_lse=True, backend="triton", **inputs.options)
         if backward:
             upstream = inputs.random_output_gradients()
@@ -31,7 +32,7 @@ def attend(case: AttentionCase, emulator: Emulator, *, backward: bool = True) ->
 def decode(case: DecodeCase, emulator: Emulator) -> None:
     inputs = case.make()
     caches = [torch.empty_like(cache).copy_(cache) for cache in inputs.caches]
-    with emulated(emulator):
+    with running(emulator):
         out, lse = attention_with_kv_cache(
             inputs.query, *caches, return_lse=True, backend="triton", **inputs.options
         )

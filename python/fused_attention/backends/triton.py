@@ -27,21 +27,10 @@ MAX_HEAD_DIM = 512
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
-# "1": gradients of queries are summed by atomic additions where that takes fewer products. They
-# then vary from run to run.
-ATOMICS_VARIABLE = "FUSED_ATTENTION_TRITON_ATOMICS"
 
 
-def why_not(problem: Problem) -> list[str]:
+def why_not(problem: Problem | DecodeProblem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
-    reasons = decode_why_not(problem)
-    if problem.deterministic and problem.needs_grad and uses_atomics():
-        reasons.append(f"gradients vary from run to run with {ATOMICS_VARIABLE}=1")
-    return reasons
-
-
-def decode_why_not(problem: Problem | DecodeProblem) -> list[str]:
-    """Reasons why these kernels cannot run a step of decoding; empty when they can."""
     reasons = list(unavailable(problem.device_type))
     if problem.dtype not in DTYPES:
         reasons.append(
@@ -77,10 +66,10 @@ def backward(
     delta = torch.empty_like(lse)
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
     grad_bias = torch.empty_like(call.bias) if needs_bias_grad and call.bias is not None else None
-    results = (delta, *grads, grad_bias)
     with _on_device_of(out):
         attention_backward(
-            call, out, lse, grad_out, grad_lse, *results, deterministic=not uses_atomics()
+            *(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias),
+            deterministic=call.deterministic,
         )
     grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grads[0], grads[1], grads[2], grad_bias, grad_sinks)
@@ -95,6 +84,9 @@ def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, 
     with _on_device_of(out):
         attention_jvp(call, tangents, out, lse, out_tangent, lse_tangent)
     return out, lse, out_tangent, lse_tangent
+
+
+decode_why_not = why_not
 
 
 def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
@@ -119,14 +111,8 @@ def unavailable(device_type: str) -> tuple[str, ...]:
     return tuple(reasons)
 
 
-def uses_atomics() -> bool:
-    """Whether gradients may vary from run to run."""
-    return os.environ.get(ATOMICS_VARIABLE) == "1"
-
-
-# As in _ext.py: torch.compile takes the answers as constants.
+# As in _ext.py: torch.compile takes the answer as a constant.
 unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
-uses_atomics._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
