@@ -91,7 +91,7 @@ def test_operator_itself_under_torch_func() -> None:
 
     def attend(x: Tensor) -> Tensor:
         none = (None,) * 8
-        scalars = (3, 3, 0.5, 0.0, 1 << 30, 1 << 30, 0, 0.0)
+        scalars = (3, 3, 0.5, 0.0, 1 << 30, 1 << 30, 0, 0.0, False)
         return autograd.forward_op(x, x, x, *none, *scalars, "reference")[0]
 
     exact = grad(loss(lambda x: attention_reference(x, x, x, scale=0.5)[0]))(X)

@@ -18,7 +18,7 @@ TENSORS = (
 )
 SCALARS = (
     "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float softcap, SymInt left, "
-    "SymInt right, SymInt offset, float dropout_p, str backend"
+    "SymInt right, SymInt offset, float dropout_p, bool deterministic, str backend"
 )
 
 FORWARD_TENSORS = 11  # the tensors that lead Call

@@ -17,7 +17,6 @@ from triton.runtime.errors import InterpreterError
 from triton_interpreted.kernel_calls import call_of, gradients_of
 
 from fused_attention import attention
-from fused_attention.backends import triton as triton_backend
 from fused_attention.masks import UNBOUNDED, Band
 from fused_attention.triton_kernels import (
     backward,
@@ -99,21 +98,20 @@ def test_atomic_additions_are_refused_where_bits_have_to_repeat() -> None:
         backward.attention_backward(call, *[nothing] * 9, deterministic=True, fused=True)
 
 
-@pytest.mark.parametrize("wanted", [False, True])
-def test_atomic_additions_only_where_asked_for(
-    wanted: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_atomic_additions_only_where_nobody_asks_for_equal_bits(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where the chip is one on which they are faster."""
+    """Where the chip is one on which they are faster."""
     monkeypatch.setattr(backward, "use_fused_form", lambda *choice: True)
-    monkeypatch.setenv(triton_backend.ATOMICS_VARIABLE, str(int(wanted)))
     launched: list[Any] = []
     original = backward.launch
     monkeypatch.setattr(
         backward, "launch", lambda kernel, *rest: (launched.append(kernel), original(kernel, *rest))
     )
     x = torch.randn(1, 1, 5, 16, requires_grad=True)
-    attention(x, x, x, backend="triton").sum().backward()
-    assert (backward_query.backward_query_kernel in launched) == (not wanted)
+    attention(x, x, x, deterministic=deterministic, backend="triton").sum().backward()
+    assert (backward_query.backward_query_kernel in launched) == deterministic
 
 
 @pytest.mark.parametrize("programs", [1, 7, 10_000])
