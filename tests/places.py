@@ -2,8 +2,8 @@
 
     @pytest.mark.parametrize(("place", "case"), matrix(CASES, DTYPES), indirect=["place"])
 
-What a backend on a GPU can do is what its own why_not says: other cases are not collected. On the
-CPU every backend has to do everything. The fixture `place` stands in backends/conftest.py.
+What a backend can do is what its own why_not says: other cases are not collected. The backend
+"cpu" has to do everything. The fixture `place` stands in backends/conftest.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from attention_case import AttentionCase
 from fused_attention import _ext, explain
 from fused_attention.backends import ORDER, Backend, get
 from fused_attention.problem import Problem
-from fused_attention.support import devices_of
+from fused_attention.support import devices_of, sample_problem
 
 # What a drawn problem loses, in this order, where a backend refuses it.
 _SIMPLER: tuple[dict[str, Any], ...] = (
@@ -81,8 +81,8 @@ def places(backends: Iterable[Backend] = ORDER) -> tuple[Place, ...]:
     return tuple(found)
 
 
-# Backends for tests with CPU tensors, the reference among them.
-CPU_BACKENDS = [backend.NAME for backend in ORDER if "cpu" in devices_of(backend)]
+# Backends for tests with CPU tensors of every dtype, fp64 too; the reference among them.
+CPU_BACKENDS = [b.NAME for b in ORDER if not b.why_not(sample_problem("cpu", "fp64"))]
 PLACES = places()
 GPU_PLACES = tuple(place for place in PLACES if place.device == "cuda")
 
@@ -105,7 +105,7 @@ def matrix(
             for wanted in (
                 (place.fitting(case),) if dtypes is None else map(case.with_dtype, dtypes)
             ):
-                if place.device == "cpu" or not place.why_not(wanted):
+                if place.backend == "cpu" or not place.why_not(wanted):
                     name = f"{place}-{wanted}-{str(wanted.dtype).removeprefix('torch.')}"
                     params.append(pytest.param(place, wanted, id=name, marks=place.marks))
     return params

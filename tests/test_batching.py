@@ -151,7 +151,7 @@ def test_dense_problems_run_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backward_operator_alone_keeps_the_shape_of_a_broadcast_bias() -> None:
     x, bias = torch.randn(SIZE, 2, 1, 4, 4), torch.randn(1, 1, 4, 4)
-    scalars = (4, 4, 0.5, 0.0, 1 << 30, 1 << 30, 0, 0.0, "reference", True)
+    scalars = (4, 4, 0.5, 0.0, 1 << 30, 1 << 30, 0, 0.0, False, "reference", True)
 
     def backward(x: Tensor) -> tuple[Tensor, ...]:
         lse = x.sum(dim=-1)

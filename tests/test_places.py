@@ -44,10 +44,17 @@ def test_a_gpu_is_never_left_out():
 
 
 def test_the_cpu_has_every_instruction_set_and_every_case():
-    on_cpu = [place for place in PLACES if place.device == "cpu"]
+    on_cpu = [place for place in PLACES if place.backend == "cpu"]
     assert [place.isa for place in on_cpu] == list(_ext.available_cpu_isas())
     assert [info.available for info in backends() if info.name == "cpu"] == [bool(on_cpu)]
     assert len(matrix(CASES, DTYPES, on_cpu)) == len(on_cpu) * len(CASES) * len(DTYPES)
+
+
+def test_triton_runs_somewhere_and_has_every_case_but_fp64():
+    """On a GPU, and in its interpreter where there is none."""
+    (place,) = [place for place in PLACES if place.backend == "triton"]
+    assert place.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert len(matrix(CASES, DTYPES, [place])) == len(CASES) * (len(DTYPES) - 1)
 
 
 def test_a_backend_stands_where_it_takes_plain_problems(narrow):

@@ -84,26 +84,34 @@ def _cuda_without_device() -> tuple[str, ...]:
         reasons.append(error)
     elif driver := torch.ops.fused_attention.cuda_driver_error():
         reasons.append(driver)
-    if torch.version.cuda is None:
-        reasons.append("this torch is built without CUDA")
-    elif torch.cuda.device_count() == 0:
-        reasons.append("no GPU was found")
-    return tuple(reasons)
+    return (*reasons, *gpu_missing())
+
+
+@functools.cache
+def gpu_missing() -> tuple[str, ...]:
+    """Why there is no GPU for this torch; empty if there is one. Never initialises CUDA."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return ("this torch is built without CUDA",)
+    return () if torch.cuda.device_count() else ("no GPU was found",)
+
+
+def gpu_too_old(oldest: tuple[int, int]) -> tuple[str, ...]:
+    """Whether the current GPU is older than this compute capability.
+
+    A device is asked only where torch has initialised CUDA already, as it has whenever there is a
+    tensor on a GPU.
+    """
+    if torch.cuda.is_initialized():
+        capability = torch.cuda.get_device_capability()
+        if capability < oldest:
+            have, need = (".".join(map(str, x)) for x in (capability, oldest))
+            return (f"needs a GPU of compute capability {need} or newer, got {have}",)
+    return ()
 
 
 def cuda_unavailable() -> tuple[str, ...]:
-    """Why the CUDA library cannot be used; empty if it can. Never initialises CUDA.
-
-    A device is asked for its compute capability only where torch has initialised CUDA already, as
-    it has whenever there is a tensor on a GPU.
-    """
-    reasons = _cuda_without_device()
-    if not reasons and torch.cuda.is_initialized():
-        capability = torch.cuda.get_device_capability()
-        if capability < OLDEST_CAPABILITY:
-            have, need = (".".join(map(str, x)) for x in (capability, OLDEST_CAPABILITY))
-            return (f"needs a GPU of compute capability {need} or newer, got {have}",)
-    return reasons
+    """Why the CUDA library cannot be used; empty if it can. Never initialises CUDA."""
+    return _cuda_without_device() or gpu_too_old(OLDEST_CAPABILITY)
 
 
 # torch.compile takes the answers as constants instead of tracing into the file system. This is

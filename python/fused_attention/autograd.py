@@ -6,7 +6,8 @@
 
 <tensors> and <scalars> are the fields of Call. Which backend runs is an argument. backward is
 forward's derivative; its own is that of the formulas in reference.py, with out and lse as
-variables, so that double backward is exact. `lse` is differentiable like `out`.
+variables, so that double backward is exact. `lse` is differentiable like `out`. Forward mode
+stands in forward_mode.py.
 """
 
 from __future__ import annotations
@@ -23,40 +24,29 @@ from torch.autograd.function import _SingleLevelFunction
 from fused_attention.autocast import without_autocast
 from fused_attention.backends import get, reference
 from fused_attention.backends.call import Call
-from fused_attention.batching import (
-    BACKWARD_TENSORS,
-    FORWARD_TENSORS,
-    backward_rule,
-    forward_rule,
-    join_backward,
-    row_contiguous,
-    split_backward,
-)
+from fused_attention.batching import backward_rule, forward_rule, row_contiguous
 from fused_attention.checks import check_values
-
-_TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
-    "Tensor? kv_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? band_offsets, "
-    "Tensor? rng_state"
-)
-_SCALARS = (
-    "SymInt max_seqlen_q, SymInt max_seqlen_k, float scale, float softcap, SymInt left, "
-    "SymInt right, SymInt offset, float dropout_p, str backend"
+from fused_attention.forward_mode import dual_backward, dual_forward, has_tangent, wants_gradient
+from fused_attention.signature import (
+    BACKWARD_TENSORS,
+    BIAS,
+    DIFFERENTIABLE,
+    FORWARD_TENSORS,
+    SCALARS,
+    TENSORS,
+    join_backward,
+    split_backward,
 )
 
 # Raw definitions: torch.library.custom_op costs several microseconds more per call.
 _library = torch.library.Library("fused_attention", "FRAGMENT")
-_library.define(f"forward({_TENSORS}, {_SCALARS}) -> (Tensor out, Tensor lse)")
+_library.define(f"forward({TENSORS}, {SCALARS}) -> (Tensor out, Tensor lse)")
 _library.define(
-    f"backward(Tensor grad_out, Tensor? grad_lse, {_TENSORS}, Tensor out, Tensor lse, {_SCALARS}, "
+    f"backward(Tensor grad_out, Tensor? grad_lse, {TENSORS}, Tensor out, Tensor lse, {SCALARS}, "
     "bool bias_grad) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsinks)"
 )
 forward_op = torch.ops.fused_attention.forward.default
 backward_op = torch.ops.fused_attention.backward.default
-
-# Where forward's arguments have gradients, in the order of backward's results.
-_BIAS = Call._fields.index("bias")
-_DIFFERENTIABLE = tuple(map(Call._fields.index, ("query", "key", "value", "bias", "sinks")))
 
 
 def attend(call: Call, backend: str, needs_grad: bool) -> tuple[Tensor, Tensor]:
@@ -136,13 +126,13 @@ class _Forward(_SingleLevelFunction):
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         *scalars, backend = ctx.scalars
-        call, bias_grad = Call(*tensors, *scalars), needed[_BIAS]
+        call, bias_grad = Call(*tensors, *scalars), needed[BIAS]
         args = join_backward((grad_out, grad_lse), call, (out, lse), (backend, bias_grad))
         if torch.is_grad_enabled() or _transforms_active():
             found = backward_op(*args)
         else:
             found = _below_autograd(backward_op, args)
-        for index, grad in zip(_DIFFERENTIABLE, found, strict=True):
+        for index, grad in zip(DIFFERENTIABLE, found, strict=True):
             if needed[index]:
                 grads[index] = grad
         return tuple(grads)
@@ -231,24 +221,19 @@ def _autograd_kernel(function: Any, op: Any) -> Callable[..., Any]:
     200 us more for this many arguments, torch.func.grad fails, and forward-mode tangents vanish.
     """
 
-    def kernel(*args: Any) -> Any:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-            raise NotImplementedError(
-                f"{op}: has no forward-mode derivative; use reverse mode (torch.func.grad, vjp, "
-                "jacrev) or fused_attention.reference.attention_reference"
-            )
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    def plain(*args: Any) -> Any:
+        if wants_gradient(args):
             # Inside torch.func this kernel runs for one level of its transforms at a time.
             with enable_single_level_autograd_function():
                 return function.apply(*args)
         return _below_autograd(op, args)
 
+    def kernel(*args: Any) -> Any:
+        if not has_tangent(args):
+            return plain(*args)
+        return dual_forward(plain, args) if function is _Forward else dual_backward(args)
+
     return kernel
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 for _name, _op, _body, _fake, _function, _rule in (

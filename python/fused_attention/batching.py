@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from fused_attention.backends.call import Call
+from fused_attention.signature import BIAS, join_backward, join_jvp, split_backward, split_jvp
 
 Dims = Sequence[Any]  # per argument: the vmapped dimension, or None
 Rule = Callable[..., tuple[tuple[Tensor, ...], Dims]]
-
-FORWARD_TENSORS = 11  # the tensors that lead Call
-BACKWARD_TENSORS = 2 + FORWARD_TENSORS + 2  # and grad_out and grad_lse before, out and lse after
 
 
 def forward_rule(op: Callable[..., Any]) -> Rule:
@@ -67,18 +65,31 @@ def backward_rule(op: Callable[..., Any]) -> Rule:
     return rule
 
 
-def split_backward(args: Sequence[Any]) -> tuple[Sequence[Any], Call, Sequence[Any], Sequence[Any]]:
-    """fused_attention::backward's arguments as (grad_out, grad_lse), Call, (out, lse), rest."""
-    tensors, scalars = args[2 : BACKWARD_TENSORS - 2], args[BACKWARD_TENSORS:-2]
-    results = args[BACKWARD_TENSORS - 2 : BACKWARD_TENSORS]
-    return args[:2], Call(*tensors, *scalars), results, args[-2:]
+def jvp_rule(op: Callable[..., Any]) -> Rule:
+    """The vmap rule of fused_attention::jvp."""
 
+    def rule(info: Any, in_dims: Dims, *args: Any) -> tuple[tuple[Tensor, ...], Dims]:
+        size = info.batch_size
+        call, tangents, backend = split_jvp(args)
+        dims, tangent_dims, _ = split_jvp(in_dims)
+        *operand_dims, bias_dim, sinks_dim = tangent_dims
+        if sinks_dim is not None or not _foldable(call, dims):
+            return _row_by_row(op, size, in_dims, args)
+        batch = _batch(call.query, dims.query)
+        *operands, bias, sinks = tangents
+        folded = _fold_call(call, dims, size, batch, per_row_bias=bias_dim is not None)
+        moves = [
+            None if tangent is None else _fold(tangent, dim, size)
+            for tangent, dim in zip(operands, operand_dims, strict=True)
+        ]
+        if bias is not None:
+            # As _fold_call has the bias, or still broadcast over all.
+            own_rows = folded[BIAS].shape[0] != 1
+            bias = _fold(bias, bias_dim, size, batch) if own_rows else bias
+        results = op(*join_jvp(Call(*folded), (*moves, bias, sinks), backend))
+        return tuple(result.unflatten(0, (size, batch)) for result in results), (0,) * 4
 
-def join_backward(
-    grads: Sequence[Any], call: Call, results: Sequence[Any], rest: Sequence[Any]
-) -> list[Any]:
-    """The inverse of `split_backward`."""
-    return [*grads, *call[:FORWARD_TENSORS], *results, *call[FORWARD_TENSORS:], *rest]
+    return rule
 
 
 def _foldable(call: Call, dims: Any) -> bool:

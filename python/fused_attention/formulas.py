@@ -65,6 +65,16 @@ class AttentionGradients(NamedTuple):
     sinks: Tensor | None
 
 
+class AttentionTangents(NamedTuple):
+    """Directions in which the inputs of one attention move, in their shapes; None is zero."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    bias: Tensor | None = None
+    sinks: Tensor | None = None
+
+
 def dense_forward(
     query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms
 ) -> tuple[Tensor, Tensor]:
@@ -128,6 +138,47 @@ def dense_backward(
     d_key = d_raw.mT @ query
     d_key, d_value = (_sum_heads(x, kv_heads) for x in (d_key, d_value))
     return AttentionGradients(d_query, d_key, d_value, d_bias, d_sinks)
+
+
+def dense_jvp(
+    query: Tensor, key: Tensor, value: Tensor, tangents: AttentionTangents, terms: AttentionTerms
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`dense_forward` and how out and lse change along the tangents: out, lse, tangents of both.
+
+        dS = scale * (dQ K^T + Q dK^T) * slope of the softcap + dbias
+        dlse = rowsum(P * dS) + P(sink) * dsink
+        dO = (P * (dS - dlse)) V + P dV
+
+    Shapes and dtypes as in `dense_forward`. A row with lse -inf has zero tangents.
+    """
+    out, lse = dense_forward(query, key, value, terms)
+    key, value = (_without_padding(x, terms) for x in (key, value))
+    S, cap_slope = _scores(query, key, terms)
+    dead = (lse == -torch.inf).unsqueeze(-1)
+    wide_lse = lse.unsqueeze(-1).masked_fill(dead, 0.0)
+    P = (S - wide_lse).exp().to(S)
+
+    dS = torch.zeros_like(S)
+    if tangents.query is not None:
+        dS = dS + tangents.query @ _share_heads(key, query).mT
+    if tangents.key is not None:
+        dS = dS + query @ _share_heads(_without_padding(tangents.key, terms), query).mT
+    dS = dS * _scale(query, terms) * cap_slope
+    if tangents.bias is not None:
+        dS = dS + tangents.bias.to(S)
+    # What is hidden has weight 0, whatever a tangent holds there.
+    P_dS = (P * dS).masked_fill(S.isneginf(), 0.0)
+
+    d_lse = P_dS.to(wide_lse).sum(dim=-1, keepdim=True)
+    if tangents.sinks is not None and terms.sinks is not None:
+        sinks, d_sinks = (x.to(wide_lse)[:, None, None] for x in (terms.sinks, tangents.sinks))
+        d_lse = d_lse + ((sinks - wide_lse).exp() * d_sinks).masked_fill(dead, 0.0)
+    d_weights = _dropped(P_dS - (P * d_lse).to(S), terms)
+    d_out = d_weights @ _share_heads(value, query)
+    if tangents.value is not None:
+        d_value = _without_padding(tangents.value, terms)
+        d_out = d_out + _dropped(P, terms) @ _share_heads(d_value, query)
+    return out, lse, d_out.masked_fill(dead, 0.0), d_lse.squeeze(-1).masked_fill(dead[..., 0], 0.0)
 
 
 def statistics_dtype(tensor: Tensor) -> torch.dtype:

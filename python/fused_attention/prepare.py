@@ -101,6 +101,7 @@ def prepare(
         band.right,
         0 if offset is None else offset,
         problem.dropout_p,
+        problem.deterministic,
     )
     return problem, call
 

@@ -1,8 +1,6 @@
-"""What the tests of the kernels share: which backends and tiers run here, poisoned memory."""
+"""What the tests of the kernels share: which backends and tiers run here."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -34,20 +32,3 @@ def fused_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def gpu_backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend for CUDA tensors."""
     return request.param
-
-
-@pytest.fixture
-def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every tensor that the package allocates without initialising starts as NaN."""
-
-    def poisoned(allocate):
-        def wrapper(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return wrapper
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
-    yield

@@ -49,7 +49,7 @@ def test_an_unknown_instruction_set_is_a_reason_not_a_crash():
 def test_the_kernel_refuses_an_instruction_set_that_is_not_there():
     call = dense_call(*[torch.ones(1, 1, 2, 4)] * 3, Band())
     results = (call.empty_out(), call.empty_lse())
-    arguments = (*call[:11], *call[13:], "avx1024", True, *results)
+    arguments = (*call[:11], *call[13:-1], "avx1024", True, *results)
     with pytest.raises(RuntimeError, match="instruction set 'avx1024' is not available"):
         torch.ops.fused_attention.cpu_forward(*arguments)
 

@@ -7,8 +7,12 @@ import torch
 from decode_case import DecodeCase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import PLACES
 
 from fused_attention import Band, attention_with_kv_cache
+from fused_attention.backends import get
+from fused_attention.support import DTYPES as SHORT_NAMES
+from fused_attention.support import sample_decode_problem
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WINDOW = Band.window(9, 0)
@@ -69,6 +73,22 @@ CASES = (
 )
 
 
+def dtypes_of(backend: str) -> list[torch.dtype]:
+    """What a backend decodes on the CPU."""
+    samples = {
+        dtype: sample_decode_problem("cpu", name, "KV cache") for name, dtype in SHORT_NAMES.items()
+    }
+    return [dtype for dtype in DTYPES if not get(backend).decode_why_not(samples[dtype])]
+
+
+PLACES_AND_DTYPES = [
+    pytest.param(place, dtype, id=f"{place}-{dtype}")
+    for place in PLACES
+    if place.device == "cpu"
+    for dtype in dtypes_of(place.backend)
+]
+
+
 def run(case: DecodeCase, backend: str, seed: int = 0, **changed) -> None:
     inputs = case.make(seed)
     caches = [torch.empty_like(cache).copy_(cache) for cache in inputs.caches]
@@ -79,10 +99,10 @@ def run(case: DecodeCase, backend: str, seed: int = 0, **changed) -> None:
     inputs.check(out, lse, caches)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("place", "dtype"), PLACES_AND_DTYPES, indirect=["place"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_within_budget(case, dtype, fused_backend, poisoned_allocations):
-    run(case.with_dtype(dtype), fused_backend)
+def test_within_budget(case, dtype, place, poisoned_allocations):
+    run(case.with_dtype(dtype), place.backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -129,6 +149,8 @@ def cases(draw: st.DrawFn) -> DecodeCase:
 def test_random_problems_within_budget(case, fused_backend):
     if case.new == 0:
         case = DecodeCase(**{**case.__dict__, "rotary": 0.0})
+    if case.dtype not in dtypes_of(fused_backend):
+        case = case.with_dtype(torch.float32)
     run(case, fused_backend)
 
 

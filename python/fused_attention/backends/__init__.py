@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fused_attention.backends import cpu, cuda_sm80, reference
+from fused_attention.backends import cpu, cuda_sm80, reference, triton
 from fused_attention.backends.call import Call, DecodeCall, Gradients
 
 if TYPE_CHECKING:
@@ -47,7 +48,17 @@ class Backend(Protocol):
         """Store the new keys and values, then attend; out and lse laid out as the call says."""
 
 
-ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, reference)
+@runtime_checkable
+class ForwardMode(Protocol):
+    """What a backend offers in addition if it has a kernel for forward-mode differentiation."""
+
+    def jvp(
+        self, call: Call, tangents: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """out, lse and their tangents along those of query, key, value, bias and sinks."""
+
+
+ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, triton, reference)
 _BY_NAME = {backend.NAME: backend for backend in ORDER}
 
 
@@ -61,3 +72,9 @@ def get(name: str) -> Backend:
         names = ", ".join(repr(known) for known in _BY_NAME)
         raise ValueError(f"backend: must be one of {names} or None, got {name!r}")
     return _BY_NAME[name]
+
+
+def forward_mode_of(name: str) -> ForwardMode:
+    """The backend of this name if it has forward mode; else the formulas."""
+    backend = get(name)
+    return backend if isinstance(backend, ForwardMode) else reference

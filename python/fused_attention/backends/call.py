@@ -37,6 +37,7 @@ class Call(NamedTuple):
     right: int
     offset: int
     dropout_p: float
+    deterministic: bool = False  # the same bits in every run; without it a backend may choose
 
     @property
     def packed(self) -> bool:

@@ -31,7 +31,7 @@ def why_not(problem: Problem) -> list[str]:
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """(out, lse) of one call; see Call for shapes."""
     out, lse = call.empty_out(), call.empty_lse()
-    torch.ops.fused_attention.cuda_sm80_forward(*call, out, lse)
+    torch.ops.fused_attention.cuda_sm80_forward(*call[:-1], out, lse)
     return out, lse
 
 
@@ -46,7 +46,10 @@ def backward(
     """Gradients of one call. `out` and `lse` may be a global merge of several forwards."""
     delta = torch.empty_like(lse)
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
-    torch.ops.fused_attention.cuda_sm80_backward(*call, out, lse, grad_out, grad_lse, delta, *grads)
+    arguments = call[:-1]  # always deterministic
+    torch.ops.fused_attention.cuda_sm80_backward(
+        *arguments, out, lse, grad_out, grad_lse, delta, *grads
+    )
     grad_sinks = None if call.sinks is None else sink_gradient(call, lse, delta)
     return Gradients(grads[0], grads[1], grads[2], None, grad_sinks)
 

@@ -13,7 +13,9 @@ from fused_attention.decode_reference import decode_reference
 from fused_attention.masks import Band
 from fused_attention.reference import (
     AttentionGradients,
+    AttentionTangents,
     attention_backward_reference,
+    attention_jvp_reference,
     attention_reference,
 )
 
@@ -74,6 +76,27 @@ def differentiable_backward(
     return attention_backward_reference(
         grad_out, grad_lse, call.query, call.key, call.value, *results, **_keywords(call)
     )
+
+
+def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out, lse and their tangents along those of query, key, value, bias and sinks."""
+    out, lse, out_tangent, lse_tangent = differentiable_jvp(call, tangents)
+    return (
+        call.empty_out().copy_(out),
+        call.empty_lse().copy_(lse),
+        call.empty_out().copy_(out_tangent),
+        call.empty_lse().copy_(lse_tangent),
+    )
+
+
+def differentiable_jvp(
+    call: Call, tangents: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same as a formula that torch can differentiate again."""
+    with without_autocast(call.query):
+        return attention_jvp_reference(
+            call.query, call.key, call.value, AttentionTangents(*tangents), **_keywords(call)
+        )
 
 
 def decode_why_not(problem: DecodeProblem) -> list[str]:

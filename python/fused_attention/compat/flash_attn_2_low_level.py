@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from fused_attention.autograd import backward_op
-from fused_attention.batching import join_backward
 from fused_attention.checks import wrong_value
 from fused_attention.compat.attend import Features, Forward, dense_forward, packed_forward
 from fused_attention.compat.conventions import as_int, heads_first, packed
@@ -27,6 +26,7 @@ from fused_attention.compat.kv_cache import (
 from fused_attention.compat.spans import PIECES, Spans, spans_of_packed, spans_of_rows
 from fused_attention.dispatch import select
 from fused_attention.prepare import prepare
+from fused_attention.signature import join_backward
 
 USE_TRITON_ROCM = False  # code that serves AMD's own build asks for it
 

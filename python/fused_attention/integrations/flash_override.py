@@ -17,7 +17,6 @@ from torch import Tensor
 from fused_attention import log
 from fused_attention.autograd import attend, backward_op
 from fused_attention.backends.call import Call
-from fused_attention.batching import join_backward
 from fused_attention.integrations.sdpa_call import (
     NotServedError,
     choose,
@@ -25,6 +24,7 @@ from fused_attention.integrations.sdpa_call import (
     prepared,
 )
 from fused_attention.masks import Band
+from fused_attention.signature import join_backward
 
 DOOR = "flash attention impl"
 Results = tuple[Any, ...]

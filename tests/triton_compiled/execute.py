@@ -1,0 +1,39 @@
+"""Whole calls of the Triton backend by the emulator, within budget of the fp64 reference."""
+
+from __future__ import annotations
+
+import torch
+from attention_case import AttentionCase
+from decode_case import DecodeCase
+from triton_compiled.compile import running
+from triton_compiled.emulate import Emulator
+
+from fused_attention import attention, attention_varlen, attention_with_kv_cache
+
+
+def attend(case: AttentionCase, emulator: Emulator, *, backward: bool = True) -> None:
+    """Forward and backward through the public function."""
+    inputs = case.make()
+    leaves = inputs.require_gradients() if backward else {}
+    function = attention_varlen if case.packed else attention
+    operands = (inputs.query, inputs.key, inputs.value)
+    with running(emulator):
+        out, lse = function(*operands, return_lse=True, backend="triton", **inputs.options)
+        if backward:
+            upstream = inputs.random_output_gradients()
+            found = torch.autograd.grad((out, lse), list(leaves.values()), upstream)
+    inputs.assert_forward(out.detach(), lse.detach())
+    if backward:
+        by_name = dict(zip(leaves, found, strict=True))
+        ordered = [by_name.get(name) for name in ("query", "key", "value", "bias", "sinks")]
+        inputs.assert_gradients(ordered, *upstream)
+
+
+def decode(case: DecodeCase, emulator: Emulator) -> None:
+    inputs = case.make()
+    caches = [torch.empty_like(cache).copy_(cache) for cache in inputs.caches]
+    with running(emulator):
+        out, lse = attention_with_kv_cache(
+            inputs.query, *caches, return_lse=True, backend="triton", **inputs.options
+        )
+    inputs.check(out, lse, caches)
