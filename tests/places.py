@@ -19,7 +19,7 @@ from attention_case import AttentionCase
 from fused_attention import _ext, explain
 from fused_attention.backends import ORDER, Backend, get
 from fused_attention.problem import Problem
-from fused_attention.support import devices_of
+from fused_attention.support import devices_of, sample_problem
 
 # What a drawn problem loses, in this order, where a backend refuses it.
 _SIMPLER: tuple[dict[str, Any], ...] = (
@@ -81,8 +81,8 @@ def places(backends: Iterable[Backend] = ORDER) -> tuple[Place, ...]:
     return tuple(found)
 
 
-# Backends for tests with CPU tensors, the reference among them.
-CPU_BACKENDS = [backend.NAME for backend in ORDER if "cpu" in devices_of(backend)]
+# Backends for tests with CPU tensors of every dtype, fp64 too; the reference among them.
+CPU_BACKENDS = [b.NAME for b in ORDER if not b.why_not(sample_problem("cpu", "fp64"))]
 PLACES = places()
 GPU_PLACES = tuple(place for place in PLACES if place.device == "cuda")
 

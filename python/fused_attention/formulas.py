@@ -167,7 +167,7 @@ def dense_jvp(
     if tangents.bias is not None:
         dS = dS + tangents.bias.to(S)
     # What is hidden has weight 0, whatever a tangent holds there.
-    P_dS = (P * dS).masked_fill(-torch.inf == S, 0.0)
+    P_dS = (P * dS).masked_fill(S.isneginf(), 0.0)
 
     d_lse = P_dS.to(wide_lse).sum(dim=-1, keepdim=True)
     if tangents.sinks is not None and terms.sinks is not None:

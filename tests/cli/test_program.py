@@ -58,7 +58,10 @@ WRONG = (
     (["explain", "--shape", "1,4,3,8", "--scale", "nan"], "scale: must be finite"),
     (["explain", "--shape", "1,4,3,8", "--dropout", "1"], "dropout_p: "),
     (["explain", "--shape", "1,4,3,8", "--backend", "gpu"], "backend: must be one of"),
-    (["check", "--backend", "gpu"], "--backend: must be of cuda_sm80, cpu, reference, got 'gpu'"),
+    (
+        ["check", "--backend", "gpu"],
+        "--backend: must be of cuda_sm80, cpu, triton, reference, got 'gpu'",
+    ),
     (["check", "--dtype", "fp32,fp8"], "must be of fp64, fp32, bf16, fp16, got 'fp8'"),
     (["check", "--seed", "x"], "invalid int value: 'x'"),
     (["bench", "--set", "gpu"], "invalid choice: 'gpu'"),

@@ -42,7 +42,9 @@ def recorded(case: AttentionCase, arch: str = "sm_90") -> tuple:
 
 
 def test_a_kernel_gets_its_parameters_and_nothing_else():
-    kernel, grid, arguments, constants, _ = recorded(AttentionCase("plain", len_q=300, dtype=torch.float16))
+    kernel, grid, arguments, constants, _ = recorded(
+        AttentionCase("plain", len_q=300, dtype=torch.float16)
+    )
     assert arguments.keys() | constants.keys() == launch.parameter_names(kernel)
     assert not arguments.keys() & constants.keys()
     assert grid == (2 * 2 * 3,)  # batch, heads, blocks of 128
