@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 import torch
+from training.small_model import SmallModel, windows
 
 from fused_attention.training import Settings, Trainer, checkpoint
 from fused_attention.training.history import read_log
-from training.small_model import SmallModel, windows
 
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 

@@ -6,26 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fused_attention import attention
+from fused_attention.nn.block import Block, BlockConfig
 from fused_attention.training import Batch
 from fused_attention.training.windows import TokenWindows
 
 VOCAB, DIM, HEADS, LENGTH = 11, 16, 2, 12
-
-
-class Layer(nn.Module):
-    def __init__(self, dropout):
-        super().__init__()
-        self.norm = nn.LayerNorm(DIM)
-        self.qkv = nn.Linear(DIM, 3 * DIM)
-        self.out = nn.Linear(DIM, DIM)
-        self.dropout = dropout
-
-    def forward(self, x):
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        seen = attention(q, k, v, causal=True, dropout_p=dropout).transpose(1, 2).flatten(2)
-        return x + F.dropout(self.out(seen), dropout)
 
 
 class SmallModel(nn.Module):
@@ -33,7 +18,8 @@ class SmallModel(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.embedding = nn.Embedding(VOCAB, DIM)
-        self.layers = nn.ModuleList(Layer(dropout) for _ in range(layers))
+        config = BlockConfig(DIM, HEADS, 2 * DIM, dropout=dropout, attention_dropout=dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(layers))
         self.head = nn.Linear(DIM, VOCAB, bias=False)
         self.head.weight = self.embedding.weight
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))

@@ -6,7 +6,6 @@ import os
 import sys
 
 import pytest
-
 from training import kill_resume
 
 

@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
+from training.small_model import LENGTH, Joined, SmallModel, Uneven, tokens, windows
 
 from fused_attention.training import Batch, Settings, Trainer
 from fused_attention.training.checkpoint import CheckpointError, checkpoints
 from fused_attention.training.history import read_log
 from fused_attention.training.windows import even_windows
-from training.small_model import LENGTH, Joined, SmallModel, Uneven, tokens, windows
 
 SETTINGS = Settings(
     steps=8, learning_rate=1e-2, warmup=2, log_every=1, checkpoint_every=4, clip_norm=1.0
@@ -124,7 +124,7 @@ def test_recomputed_layers_give_the_same_gradients():
     again = Trainer(SmallModel(), windows(), dataclasses.replace(PLAIN, checkpoint_layers=True))
     calls = []
     for trainer in (plain, again):
-        trainer.model.layers[0].norm.register_forward_hook(lambda *_, t=trainer: calls.append(t))
+        trainer.model.layers[0].attention_norm.register_forward_hook(lambda *_, t=trainer: calls.append(t))
     assert all(map(torch.equal, gradients_of_step(plain), gradients_of_step(again)))
     assert (calls.count(plain), calls.count(again)) == (1, 2)
 
@@ -133,7 +133,7 @@ def test_low_precision_computes_in_it_and_keeps_fp32_weights():
     for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         trainer = Trainer(SmallModel(), windows(), dataclasses.replace(PLAIN, precision=precision))
         seen = []
-        trainer.model.layers[0].qkv.register_forward_hook(
+        trainer.model.layers[0].feed_forward.register_forward_hook(
             lambda module, args, out, seen=seen: seen.append(out.dtype)
         )
         trainer.train_step()
@@ -208,3 +208,9 @@ def test_the_same_index_is_the_same_batch():
 def test_wrong_settings(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SETTINGS, **wrong)
+
+
+def test_only_blocks_can_be_recomputed():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="checkpoint_layers: needs a model of nn.Block layers"):
+        Trainer(model, windows(), dataclasses.replace(SETTINGS, checkpoint_layers=True))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from training.small_model import Joined, SmallModel, Uneven, windows
+from training.two_processes import SETTINGS
 
 from fused_attention.training import Trainer, checkpoint
 from fused_attention.training.processes import Processes
-from training.small_model import Joined, SmallModel, Uneven, windows
-from training.two_processes import SETTINGS
 
 TESTS = Path(__file__).resolve().parents[1]
 

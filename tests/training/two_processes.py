@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
+from training.small_model import SmallModel, Uneven, windows
 
 from fused_attention.training import Settings, Trainer
 from fused_attention.training.processes import Processes, whole
-from training.small_model import SmallModel, Uneven, windows
 
 # With this epsilon AdamW does not blow up the noise of gradients that are 0 on paper (key biases).
 SETTINGS = Settings(

@@ -117,4 +117,3 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError:
         text = content.decode("latin-1")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-

@@ -166,7 +166,9 @@ class Trainer:
                 batch = self.validation[min(index, len(self.validation) - 1)].to(self.device)
                 loss = self._loss(batch)
                 if index < len(self.validation):
-                    sums += torch.stack((loss.double() * batch.weight, sums.new_tensor(batch.weight)))
+                    sums += torch.stack(
+                        (loss.double() * batch.weight, sums.new_tensor(batch.weight))
+                    )
         self.module.train()
         total, weight = processes.sum(sums).tolist()
         return float(total / weight)

@@ -86,6 +86,6 @@ def packed_batch(
         "input_ids": masked,
         "labels": labels,
         "cu_seqlens": lengths.cumsum(0).int(),
-        "max_seqlen": int(lengths.max()),
+        "max_length": int(lengths.max()),
     }
     return Batch(inputs, int((labels != IGNORED).sum()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -16,7 +17,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references))
-    streams = [[own[n] if n < len(own) else None for own in references] for n in range(most)]
+    # Sentences with fewer references than others have None in their place.
+    streams: Any = [[own[n] if n < len(own) else None for own in references] for n in range(most)]
     return float(corpus_bleu(list(hypotheses), streams).score)
 
 

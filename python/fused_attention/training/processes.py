@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -79,12 +80,13 @@ class Processes:
         with torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor, 0)
-        mesh = dist.init_device_mesh(self.device.type, (self.count,))
+        mesh = init_device_mesh(self.device.type, (self.count,))
         for layer in layers_of(module):
             fully_shard(layer, mesh=mesh)
         # By default the root stays gathered after a forward pass, for a backward pass that does not
         # come in evaluation.
-        return fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)  # in place
+        return module
 
     @contextlib.contextmanager
     def synchronising(self, module: nn.Module, last: bool) -> Iterator[None]:
