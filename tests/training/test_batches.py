@@ -64,19 +64,18 @@ def test_at_least_one_token_is_masked():
     assert nothing.tolist() == [IGNORED, IGNORED]
 
 
-def test_masked_sentences_are_packed():
+def test_masked_sentences():
     sentences = [[1, *range(FIRST, FIRST + n), 2] for n in range(1, 20)]
     source = MaskedSentences(
-        sentences, 40, mask_id=MASK, first_id=FIRST, vocab_size=VOCAB, seed=0
+        sentences, 40, pad_id=0, mask_id=MASK, first_id=FIRST, vocab_size=VOCAB, seed=0
     )
     inputs, weight = source[3]
-    ends = inputs["cu_seqlens"].tolist()
-    assert ends[0] == 0 and ends[-1] == len(inputs["input_ids"]) <= 40
-    assert inputs["cu_seqlens"].dtype == torch.int32
+    lengths = inputs["lengths"].tolist()
+    assert 0 < sum(lengths) <= 40
     restored = torch.where(inputs["labels"] == IGNORED, inputs["input_ids"], inputs["labels"])
-    parts = [restored[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
-    assert all(part in sentences for part in parts)
-    assert inputs["max_length"] == max(map(len, parts))
+    for row, length in zip(restored, lengths, strict=True):
+        assert row[:length].tolist() in sentences
+        assert not row[length:].any()
     assert weight == (inputs["labels"] != IGNORED).sum() > 0
 
 

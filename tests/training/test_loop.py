@@ -124,7 +124,9 @@ def test_recomputed_layers_give_the_same_gradients():
     again = Trainer(SmallModel(), windows(), dataclasses.replace(PLAIN, checkpoint_layers=True))
     calls = []
     for trainer in (plain, again):
-        trainer.model.layers[0].attention_norm.register_forward_hook(lambda *_, t=trainer: calls.append(t))
+        trainer.model.layers[0].attention_norm.register_forward_hook(
+            lambda *_, t=trainer: calls.append(t)
+        )
     assert all(map(torch.equal, gradients_of_step(plain), gradients_of_step(again)))
     assert (calls.count(plain), calls.count(again)) == (1, 2)
 

@@ -1,4 +1,4 @@
-"""Batches for BERT: masked tokens to restore, in packed or padded rows."""
+"""Batches for BERT: masked tokens to restore."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fused_attention.training.batch import IGNORED, Batch
 from fused_attention.training.buckets import LengthBuckets
+from fused_attention.training.padding import padded
 from fused_attention.training.seeds import generator
 
 MASKED_SHARE, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1
@@ -46,11 +47,12 @@ def mask_tokens(
 
 
 class MaskedSentences:
-    """Batches of whole sentences between [begin] and [end], packed without padding.
+    """Batches of sentences, padded on the right; BERT packs them before its first layer.
 
     Args:
         sentences: the ids of each, special tokens included.
-        tokens: in a batch, at most; a longer sentence is a batch alone.
+        tokens: in a batch, at most, without padding; a longer sentence is a batch alone.
+        pad_id: what rows are filled up with.
         mask_id, first_id, vocab_size: as in `mask_tokens`.
         seed: of order and masks.
     """
@@ -60,32 +62,21 @@ class MaskedSentences:
         sentences: Sequence[Sequence[int]],
         tokens: int,
         *,
+        pad_id: int,
         mask_id: int,
         first_id: int,
         vocab_size: int,
         seed: int,
     ) -> None:
-        self.sentences = [torch.tensor(sentence) for sentence in sentences]
-        self.ids, self.seed = (mask_id, first_id, vocab_size), seed
+        self.sentences, self.pad_id, self.seed = sentences, pad_id, seed
+        self.ids = (mask_id, first_id, vocab_size)
         lengths = [len(sentence) for sentence in sentences]
         self.buckets = LengthBuckets(lengths, tokens, seed, sort=False)
 
     def __getitem__(self, index: int) -> Batch:
         chosen = [self.sentences[n] for n in self.buckets[index]]
+        tokens, lengths = padded(chosen, self.pad_id)
         random = generator("masks", self.seed, index)
-        return packed_batch(chosen, self.ids, random)
-
-
-def packed_batch(
-    sentences: Sequence[Tensor], ids: tuple[int, int, int], random: torch.Generator
-) -> Batch:
-    """Sentences one behind the other, with cu_seqlens int32 [sentences + 1]."""
-    lengths = torch.tensor([0, *(len(sentence) for sentence in sentences)])
-    masked, labels = mask_tokens(torch.cat(list(sentences)), *ids, random)
-    inputs: dict[str, Tensor | int] = {
-        "input_ids": masked,
-        "labels": labels,
-        "cu_seqlens": lengths.cumsum(0).int(),
-        "max_length": int(lengths.max()),
-    }
-    return Batch(inputs, int((labels != IGNORED).sum()))
+        masked, labels = mask_tokens(tokens, *self.ids, random)
+        inputs = {"input_ids": masked, "labels": labels, "lengths": lengths}
+        return Batch(inputs, int((labels != IGNORED).sum()))

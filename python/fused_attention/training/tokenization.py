@@ -19,19 +19,30 @@ _CHUNK = 1 << 16  # characters that are encoded in one piece
 Tokenizer = Any  # tokenizers.Tokenizer, which is imported when it is needed
 
 
-def character_tokenizer(text: str) -> Tokenizer:
-    """One token for each symbol of a text, in the order of their code points."""
+def character_tokenizer(
+    text: str, special: Sequence[str] = (), *, frame: bool = False
+) -> Tokenizer:
+    """One token for each symbol of a text, in the order of their code points.
+
+    Args:
+        text: holds all symbols.
+        special: tokens to number before them.
+        frame: whether `encode` puts BEGIN and END around a text unless told otherwise.
+    """
     from tokenizers import Tokenizer as Build
     from tokenizers import decoders, models
 
-    symbols = {symbol: n for n, symbol in enumerate(sorted(set(text)))}
+    symbols = {symbol: n for n, symbol in enumerate((*special, *sorted(set(text))))}
     tokenizer = Build(models.BPE(vocab=symbols, merges=[]))
     tokenizer.decoder = decoders.Fuse()
-    return tokenizer
+    tokenizer.add_special_tokens(list(special))
+    return _framed(tokenizer) if frame else tokenizer
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = SPECIAL) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; GPT-2) learned from texts."""
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special: Sequence[str] = SPECIAL, *, frame: bool = False
+) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al. 2016; GPT-2) learned from texts; see above for `frame`."""
     from tokenizers import Tokenizer as Build
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -45,6 +56,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special: Sequence[str] = SP
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _framed(tokenizer) if frame else tokenizer
+
+
+def _framed(tokenizer: Tokenizer) -> Tokenizer:
+    from tokenizers.processors import TemplateProcessing
+
+    ids = [(symbol, tokenizer.token_to_id(symbol)) for symbol in (BEGIN, END)]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BEGIN} $A {END}", pair=f"{BEGIN} $A {END} $B:1 {END}:1", special_tokens=ids
+    )
     return tokenizer
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from fused_attention.training.batch import Batch
 from fused_attention.training.buckets import LengthBuckets
+from fused_attention.training.padding import padded
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -37,19 +35,10 @@ def pair_batch(pairs: Sequence[Pair], pad_id: int) -> Batch:
     """One batch of pairs; all tokens of the target but its first are predicted."""
     source, source_lengths = padded([source for source, _ in pairs], pad_id)
     target, target_lengths = padded([target for _, target in pairs], pad_id)
-    inputs: dict[str, Tensor | int] = {
+    inputs = {
         "source": source,
         "target": target,
         "source_lengths": source_lengths,
         "target_lengths": target_lengths,
     }
-    return Batch(inputs, int(target_lengths.sum()) - len(pairs))
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids as int64 [rows, longest] and their lengths as int32 [rows]."""
-    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
-    table = torch.full((len(rows), int(lengths.max())), pad_id)
-    for n, row in enumerate(rows):
-        table[n, : len(row)] = torch.tensor(row)
-    return table, lengths
+    return Batch(dict(inputs), int(target_lengths.sum()) - len(pairs))
