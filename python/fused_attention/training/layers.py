@@ -30,7 +30,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     Raises:
         ValueError: the model has no blocks.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    blocks: list[Block] = [m for m in model.modules() if isinstance(m, Block)]
     if not blocks:
         wrong_value("checkpoint_layers", "needs a model of nn.Block layers", type(model).__name__)
     for block in blocks:
@@ -44,6 +44,6 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **batch: Tensor | int) -> Tensor:
+    def forward(self, **batch: Tensor) -> Tensor:
         loss: Tensor = cast(Any, self.model).loss(**batch)
         return loss

@@ -37,7 +37,7 @@ class Recipe:
         dropout: in training.
         batch_tokens: per batch and process, padding included.
         words: the transformer's data are sentences of at most so many words (translations: two
-            more); 0 takes all.
+            more), in lower case; 0 takes all, as they are.
         held_out: sentences (of gpt: percent of the text) that the model never trains on.
 
     Raises:
