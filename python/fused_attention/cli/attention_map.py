@@ -138,7 +138,9 @@ def write_arrays(
     """layer_0, layer_1, ... [1, heads, length, length]: a tuple of them is what BertViz takes."""
     import numpy
 
-    arrays: dict[str, Any] = {f"layer_{n}": weights.numpy() for n, weights in enumerate(maps.values())}
+    arrays: dict[str, Any] = {
+        f"layer_{n}": weights.numpy() for n, weights in enumerate(maps.values())
+    }
     arrays |= {"names": list(maps), "tokens": tokens, "heads": heads}
     try:
         with path.open("wb") as file:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fused_attention.checks import wrong_value
+from fused_attention.files import write_text
 from fused_attention.training.corpora import PAIRS, TEXTS
-from fused_attention.training.files import write_text
 from fused_attention.training.settings import Settings
 
 NAME = "run.json"
