@@ -10,7 +10,6 @@ import torch
 
 from fused_attention.benchmarks import models
 from fused_attention.benchmarks.models import (
-    MASKS,
     SDPA_STATIC,
     SDPA_VIEWS,
     DecodeCase,
@@ -96,10 +95,3 @@ def test_parts_of_a_report(
     assert [result["name"] for result in report["decoding"]] == ["tiny"]
     text = capsys.readouterr().out
     assert "0.25 of it" in text and "no room" in text and "tiny fp32, batch 8" in text
-
-
-def test_a_step_of_training_is_measured() -> None:
-    config = GPTConfig(**(vars(CONFIG) | {"windows": (5,)}))
-    for name in MASKS:
-        peak, reason = models.training_peak(name, config)
-        assert (peak is None) == (reason is not None)
