@@ -1,7 +1,44 @@
 """Modules on the fused kernels."""
 
-from fused_attention.nn.kv_cache import KVCache
+from fused_attention.nn.attention import Attention, Memory
+from fused_attention.nn.attention_maps import attention_layers, attention_maps
+from fused_attention.nn.block import Block, BlockConfig, make_norm
+from fused_attention.nn.feed_forward import FeedForward
+from fused_attention.nn.kv_cache import Cache, KVCache
 from fused_attention.nn.multi_head_attention import MultiHeadAttention
-from fused_attention.nn.rotary import Rotary
+from fused_attention.nn.paged_kv_cache import PagedKVCache
+from fused_attention.nn.positions import SinusoidalPositions, alibi_slopes
+from fused_attention.nn.rotary import Rotary, Rotation
+from fused_attention.nn.rotary_scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
+)
+from fused_attention.nn.sequences import Sequences, pack, unpack
 
-__all__ = ["KVCache", "MultiHeadAttention", "Rotary"]
+__all__ = [
+    "Attention",
+    "Block",
+    "BlockConfig",
+    "Cache",
+    "DynamicScaling",
+    "FeedForward",
+    "KVCache",
+    "LinearScaling",
+    "Llama3Scaling",
+    "Memory",
+    "MultiHeadAttention",
+    "PagedKVCache",
+    "Rotary",
+    "Rotation",
+    "Sequences",
+    "SinusoidalPositions",
+    "YarnScaling",
+    "alibi_slopes",
+    "attention_layers",
+    "attention_maps",
+    "make_norm",
+    "pack",
+    "unpack",
+]

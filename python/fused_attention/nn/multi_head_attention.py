@@ -9,7 +9,7 @@ from torch.nn.parameter import Parameter
 
 from fused_attention.masks import Band
 from fused_attention.nn.inputs import check_inputs, check_sizes
-from fused_attention.nn.kv_cache import KVCache
+from fused_attention.nn.kv_cache import PREFILL, KVCache
 from fused_attention.nn.mask_terms import mask_terms
 from fused_attention.nn.multi_head import (
     Projection,
@@ -21,7 +21,6 @@ from fused_attention.nn.multi_head import (
 from fused_attention.nn.rotary import Rotary
 
 FULL = Band.full()
-PREFILL = 16  # queries from which on a cache is better read by `attention`
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 

@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fused_attention.nn.rotary_scaling import DynamicScaling, RotaryScaling, frequencies
+
+
+class Rotation(NamedTuple):
+    """The angles of a batch's tokens; layers with the same Rotary share them."""
+
+    cos: Tensor  # [..., dim / 2], fp32 (fp64 for fp64), broadcastable to what is turned
+    sin: Tensor
+    interleaved: bool = False
+
+    def turn(self, x: Tensor) -> Tensor:
+        """`x` [..., head_dim] with its first `dim` elements turned, in its dtype."""
+        cos, sin, interleaved = self
+        dim = 2 * cos.shape[-1]
+        turned, rest = x[..., :dim].to(cos.dtype), x[..., dim:]
+        if interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+        turned = turned.to(x.dtype)
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
 @dataclass(frozen=True)
@@ -20,6 +45,7 @@ class Rotary:
         dim: how many leading elements of head_dim are rotated, an even number; None is all.
         interleaved: pairs are neighbours (RoFormer, GPT-J) instead of the elements n and
             n + dim / 2 (GPT-NeoX, Llama).
+        scaling: changes the frequencies for contexts longer than those of the pretraining.
 
     Raises:
         ValueError: base is not above 0, or dim is not even or not above 0.
@@ -28,6 +54,7 @@ class Rotary:
     base: float = 10000.0
     dim: int | None = None
     interleaved: bool = False
+    scaling: RotaryScaling | None = None
 
     def __post_init__(self) -> None:
         if not self.base > 0:
@@ -51,19 +78,34 @@ class Rotary:
         Returns:
             A tensor like `x`; the angles and the rotation are computed in fp32 (fp64 for fp64).
         """
-        dim = x.shape[-1] if self.dim is None else self.dim
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        exponents = torch.arange(0, dim, 2, device=x.device, dtype=dtype) / dim
-        angles = positions.to(dtype).unsqueeze(-1) * self.base**-exponents
+        cos, sin = self._tables(positions, x.shape[-1], x.dtype)
         if positions.dim() == 2:
-            angles = angles.unsqueeze(1)  # the same for every head
-        cos, sin = angles.cos(), angles.sin()  # [length, dim / 2] or [batch, 1, length, dim / 2]
-        turned, rest = x[..., :dim].to(dtype), x[..., dim:]
-        if self.interleaved:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
-        else:
-            a, b = turned.chunk(2, -1)
-            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
-        turned = turned.to(x.dtype)
-        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+            cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for every head
+        return Rotation(cos, sin, self.interleaved).turn(x)
+
+    def rotation(self, positions: Tensor, head_dim: int, dtype: torch.dtype) -> Rotation:
+        """The angles for heads [..., heads, head_dim] of tokens at `positions` [...].
+
+        Args:
+            positions: integer [length], [batch, length] or, packed, [total].
+            head_dim: of the heads that will be turned.
+            dtype: theirs.
+        """
+        cos, sin = self._tables(positions, head_dim, dtype)
+        return Rotation(cos.unsqueeze(-2), sin.unsqueeze(-2), self.interleaved)
+
+    def _tables(
+        self, positions: Tensor, head_dim: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the angles at `positions`, [*positions.shape, dim / 2]."""
+        dim = head_dim if self.dim is None else self.dim
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        pairs, scaling = frequencies(self.base, dim, wide, positions.device), self.scaling
+        if scaling is not None:
+            grows = isinstance(scaling, DynamicScaling) and positions.numel() > 0
+            length = int(positions.max()) + 1 if grows else 0
+            pairs = scaling.apply(pairs, self.base, length)
+        angles = positions.to(wide).unsqueeze(-1) * pairs
+        cos, sin = angles.cos(), angles.sin()
+        amplitude = 1.0 if scaling is None else scaling.amplitude
+        return (cos, sin) if amplitude == 1.0 else (cos * amplitude, sin * amplitude)

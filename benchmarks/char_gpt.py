@@ -1,0 +1,120 @@
+"""A GPT trained by nanoGPT's recipe for a CPU, on our kernels and on torch's, in the same run.
+
+    fused-attention fetch shakespeare
+    python -m fused_attention.benchmarks.char_gpt --json results/char_gpt.json
+
+Both models begin with the same weights and see the same batches; they are trained in turns of some
+steps, so that whatever disturbs the machine disturbs both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fused_attention.nn import attention_layers
+from fused_attention.text import table
+from fused_attention.training import Trainer
+from fused_attention.training.datasets import MissingDataError
+from fused_attention.training.families import prepare
+from fused_attention.training.recipe import GPT, Run
+
+from .contenders import OURS
+from .machine import machine_info
+from .sdpa_models import SdpaAttention
+from .timing import LoadMonitor
+
+SCHEMA = 1
+PEER = "sdpa"
+BAR = 1.90  # validation loss; nanoGPT's README promises about 1.88 on a smaller Shakespeare
+STEPS_PER_TURN = 20
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train both and report their losses and times."""
+    trainers = {name: _trainer(run) for name in (OURS, PEER)}
+    for layer in attention_layers(trainers[PEER].model).values():
+        layer.__class__ = SdpaAttention
+    wall, cpu = dict.fromkeys(trainers, 0.0), dict.fromkeys(trainers, 0.0)
+    monitor = LoadMonitor().start()
+    names, turn = list(trainers), 0
+    while trainers[PEER].step < run.settings.steps:
+        for name in names[turn % 2 :] + names[: turn % 2]:
+            begin = time.perf_counter(), time.process_time()
+            for _ in range(min(STEPS_PER_TURN, run.settings.steps - trainers[name].step)):
+                trainers[name].train_step()
+            wall[name] += time.perf_counter() - begin[0]
+            cpu[name] += time.process_time() - begin[1]
+        turn += 1
+    contenders = {
+        name: {
+            "validation_loss": trainer.evaluate(),
+            "seconds": wall[name],
+            "cpu_seconds": cpu[name],
+        }
+        for name, trainer in trainers.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "machine": machine_info(),
+        "run": dataclasses.asdict(run),
+        "parameters": sum(p.numel() for p in trainers[OURS].model.parameters()),
+        "load": monitor.report(),
+        "contenders": contenders,
+        "speedup": wall[PEER] / wall[OURS],
+        "cpu_speedup": cpu[PEER] / cpu[OURS],
+    }
+
+
+def _trainer(run: Run) -> Trainer:
+    with tempfile.TemporaryDirectory() as empty:
+        prepared = prepare(run, Path(empty))
+    return Trainer(prepared.model, prepared.batches, run.settings, validation=prepared.validation)
+
+
+def as_table(report: dict[str, Any]) -> str:
+    rows = [("attention", "validation loss", "seconds", "CPU seconds")]
+    for name, values in report["contenders"].items():
+        numbers = [f"{values[key]:.1f}" for key in ("seconds", "cpu_seconds")]
+        rows.append((name, f"{values['validation_loss']:.4f}", *numbers))
+    return table(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 1 if our model misses the bar or takes longer than the peer's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_attention.benchmarks.char_gpt",
+        description="Train a character-level GPT on our kernels and on torch's.",
+    )
+    parser.add_argument("--steps", type=int, default=GPT.settings.steps, help="default %(default)s")
+    parser.add_argument("--threads", type=int, help="of torch, default as many as it uses")
+    parser.add_argument("--json", type=Path, help="where to store the report")
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    run = dataclasses.replace(GPT, settings=dataclasses.replace(GPT.settings, steps=options.steps))
+    try:
+        report = measure(run)
+    except MissingDataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(as_table(report))
+    print(f"{report['speedup']:.2f}x as fast, {report['cpu_speedup']:.2f}x by CPU time")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    loss = report["contenders"][OURS]["validation_loss"]
+    return int(loss > BAR or report["speedup"] < 1)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""One mapping table per family of checkpoints; `weights.table` says how they are read."""
