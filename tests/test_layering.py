@@ -54,8 +54,9 @@ TOP = {
     "integrations": {"compat", "nn", "log"},
     "conversion": {"nn", "log"},
     "distributed": {"nn", "models"},
-    "benchmarks": {"nn", "models", "compat", "integrations"},
-    "cli": {"nn", "models", "benchmarks", "log"},
+    "training": {"nn", "models", "log"},
+    "benchmarks": {"nn", "models", "training", "compat", "integrations"},
+    "cli": {"nn", "models", "training", "benchmarks", "log"},
 }
 ARROWS |= {room: below | set(ARROWS) for room, below in TOP.items()}
 

@@ -92,6 +92,15 @@ def positive_ints(text: str) -> tuple[int, ...]:
     return tuple(positive_int(part) for part in text.split(","))
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Comma-separated integers from 0 on."""
+    values = tuple(_int(part) for part in text.split(","))
+    for value in values:
+        if value < 0:
+            raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return values
+
+
 def shape(text: str) -> tuple[int, int, int, int]:
     """B,Hq,Lq,D."""
     parts = text.split(",")

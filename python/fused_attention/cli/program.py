@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from fused_attention import __version__
-from fused_attention.cli import bench, check, demo, explain, info
+from fused_attention.cli import bench, check, demo, explain, fetch, info, train
 from fused_attention.cli.arguments import Parser
 from fused_attention.cli.output import MissingExtraError, UsageError
 
 PROGRAM = "fused-attention"
-COMMANDS = (info, explain, check, bench, demo)
+COMMANDS = (info, explain, check, bench, demo, fetch, train)
 
 
 def build_parser() -> Parser:

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fused_attention.checks import wrong_value
 from fused_attention.masks import Band
@@ -92,12 +91,7 @@ def make_norm(
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention if asked for, and feed-forward, each around a residual.
-
-    Attributes:
-        checkpointing: whether training keeps only the block's input and computes the rest again
-            in backward.
-    """
+    """Self-attention, cross-attention if asked for, and feed-forward, each around a residual."""
 
     def __init__(
         self,
@@ -108,7 +102,6 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_first, self.dropout = config.norm_first, config.dropout
-        self.checkpointing = False
 
         def norm() -> nn.Module:
             return make_norm(
@@ -192,21 +185,6 @@ class Block(nn.Module):
         if (memory is None) != (self.cross_attention is None):
             rule = "must be given to a block with cross_attention, and to no other"
             wrong_value("memory", rule, "none" if memory is None else "one")
-        arguments = (x, sequences, rotation, cache, memory, memory_sequences)
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            out: Tensor = checkpoint(self._run, *arguments, use_reentrant=False)
-            return out
-        return self._run(*arguments)
-
-    def _run(
-        self,
-        x: Tensor,
-        sequences: Sequences,
-        rotation: Rotation | None,
-        cache: Cache | None,
-        memory: Memory | Tensor | None,
-        memory_sequences: Sequences,
-    ) -> Tensor:
         y = self._before(x, self.attention_norm)
         y = self.attention(y, sequences, rotation=rotation, cache=cache)
         x = self._after(x, y, self.attention_norm)

@@ -1,0 +1,18 @@
+"""kill -9 at random moments: nothing is torn, and the run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from training import kill_resume
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason=f"{sys.platform} cannot fork")
+def test_a_killed_run_ends_like_an_undisturbed_one():
+    report = kill_resume.compare(kills=4, seconds=2.0)
+    assert kill_resume.passed(report), report
+    assert report["checkpoints at the kills"][-1] > 0
+    assert report["checkpoints at the kills"] == sorted(report["checkpoints at the kills"])

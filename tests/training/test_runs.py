@@ -1,0 +1,131 @@
+"""Runs in folders: recipes, preparing data, resuming, exporting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from fused_attention.models.bert import BERT
+from fused_attention.models.gpt import GPT
+from fused_attention.training import recipe, runs, tokenization
+from fused_attention.training.processes import Processes
+from fused_attention.training.recipe import DEFAULTS, RunError, changed
+
+TEXT = "".join(f"Line {n} of a play, in which {n % 7} people speak.\n" for n in range(400))
+SMALL = {
+    "layers": 2,
+    "heads": 2,
+    "dim": 16,
+    "context": 24,
+    "batch_tokens": 96,
+    "vocab_size": 300,
+    "held_out": 20,
+    "steps": 4,
+    "checkpoint_every": 2,
+    "log_every": 1,
+}
+KINDS = {"gpt": GPT, "bert": BERT}
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "play.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def small(family, data, **changes):
+    return changed(DEFAULTS[family], {**SMALL, "data": str(data), **changes})
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
+def test_a_run_is_gone_on_with_and_exported(tmp_path, text, family, tokenizer):
+    plan = small(family, text, tokenizer=tokenizer)
+    whole, _ = runs.begin(plan, tmp_path / "whole", Processes())
+    losses = [entry["loss"] for entry in whole.run().entries]
+    assert len(losses) == 4 and "validation_loss" in whole.history.entries[-1]
+
+    first, _ = runs.begin(plan, tmp_path / "run", Processes())
+    for _ in range(2):
+        first.train_step()
+    first.save()
+    second, prepared = runs.go_on(tmp_path / "run", Processes())
+    assert second.step == 2
+    assert [entry["loss"] for entry in second.run().entries] == losses[2:]
+
+    model = KINDS[family].from_pretrained(tmp_path / "run")
+    assert model.config.dim == 16 and not model.training
+    for name, weight in second.model.eval().named_parameters():
+        assert torch.equal(weight, dict(model.named_parameters())[name]), name
+    ids = tokenization.load(tmp_path / "run").encode("Line 3").ids
+    assert prepared.tokenizer.decode(ids) == "Line 3"
+
+
+def test_validation_text_is_not_trained_on(tmp_path, text):
+    plan = small("gpt", text, tokenizer="characters")
+    _, prepared = runs.begin(plan, tmp_path / "run", Processes())
+    trained = prepared.tokenizer.decode(prepared.batches.tokens.tolist())
+    assert trained == TEXT[: len(TEXT) * 80 // 100]
+    rows = torch.cat([batch.inputs["input_ids"] for batch in prepared.validation])
+    assert prepared.tokenizer.decode(rows[0].tolist()) in TEXT[len(trained) :]
+    assert prepared.tokenizer.decode(rows[-1].tolist()) == TEXT[-25:-1]
+
+
+def test_a_folder_takes_one_run(tmp_path, text):
+    plan = small("gpt", text)
+    runs.begin(plan, tmp_path / "run", Processes())
+    with pytest.raises(RunError, match="holds a run already; --resume .* goes on with it"):
+        runs.begin(plan, tmp_path / "run", Processes())
+
+
+def test_changed_data_are_noticed(tmp_path, text):
+    runs.begin(small("gpt", text), tmp_path / "run", Processes())
+    text.write_text(TEXT + "More.\n")
+    with pytest.raises(RunError, match="play.txt must be what the run began with, and differs"):
+        runs.go_on(tmp_path / "run", Processes())
+
+
+def test_nothing_is_written_for_wrong_data(tmp_path):
+    with pytest.raises(ValueError, match="data: must be shakespeare, a text file"):
+        runs.begin(small("gpt", tmp_path / "no.txt"), tmp_path / "run", Processes())
+    (tmp_path / "short.txt").write_text("too short")
+    with pytest.raises(ValueError, match="data: must have more than 24 tokens"):
+        runs.begin(small("gpt", tmp_path / "short.txt"), tmp_path / "run", Processes())
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(RunError, match="must be the folder of a run, and holds no run.json"):
+        runs.go_on(tmp_path, Processes())
+    path = tmp_path / recipe.NAME
+    for broken in ("", "{}", '{"format": 1, "recipe": {}, "settings": {}, "data": ""}', "[]"):
+        path.write_text(broken)
+        with pytest.raises(RunError, match="run.json: cannot be read as a run"):
+            runs.go_on(tmp_path, Processes())
+
+
+def test_a_run_is_stored_as_it_is(tmp_path):
+    for run in DEFAULTS.values():
+        run.save(tmp_path, "0" * 64)
+        assert recipe.Run.load(tmp_path) == (run, "0" * 64)
+    values = json.loads((tmp_path / recipe.NAME).read_text())
+    assert values["recipe"] == dataclasses.asdict(run.recipe)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"layers": 0}, "layers: must be at least 1, got 0"),
+        ({"heads": 3}, "dim: must be divisible by heads 3, got 16"),
+        ({"dropout": 1.0}, r"dropout: must be in \[0, 1\), got 1.0"),
+        ({"tokenizer": "words"}, "tokenizer: must be one of characters, bpe, got words"),
+        ({"steps": 0}, "steps: must be at least 1, got 0"),
+    ],
+)
+def test_wrong_recipes(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        small("gpt", "x", **wrong)
