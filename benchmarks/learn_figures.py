@@ -53,11 +53,24 @@ def alignment_figure(weights: Tensor, source: Tensor) -> Figure:
 
 def dates_figure(across: Tensor, asked: str, answer: str) -> Figure:
     """Weights [symbol of the answer, symbol of the source]."""
-    figure = Figure(figsize=(5.6, 3.7), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.45), layout="constrained")
     axes = figure.subplots()
     _weights(axes, across, list(answer), list(asked))
     axes.set_xlabel("source", color=INK)
     axes.set_ylabel("answer", color=INK)
+    return figure
+
+
+def counting_figure(by_head: Tensor, read: str) -> Figure:
+    """Weights [layers * heads, query, key] of two layers, one above the other."""
+    figure = Figure(figsize=(10.2, 5.4), layout="constrained")
+    heads = len(by_head) // 2
+    grid = figure.subplots(2, heads)
+    for number, (axes, weights) in enumerate(zip(grid.flat, by_head, strict=True)):
+        _weights(axes, weights, list(read), list(read), lines=0.2)
+        axes.tick_params(labelsize=5.5, pad=1)
+        title = f"layer {number // heads + 1}, head {number % heads + 1}"
+        axes.set_xlabel(title, fontsize=9, color=INK)
     return figure
 
 
@@ -183,9 +196,12 @@ def _note(axes: Axes, place: tuple[float, float], text: str) -> None:
     axes.text(*place, text, color=MUTED, fontsize=8.5, va="bottom")
 
 
-def _weights(axes: Axes, weights: Tensor, rows: Sequence[str], columns: Sequence[str]) -> None:
+def _weights(
+    axes: Axes, weights: Tensor, rows: Sequence[str], columns: Sequence[str], lines: float = 0.8
+) -> None:
     """A heat map of weights in [0, 1], its rows and columns named."""
-    axes.pcolormesh(weights.numpy(), cmap=SEEN, vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
+    cells = weights.numpy()
+    axes.pcolormesh(cells, cmap=SEEN, vmin=0, vmax=1, edgecolors="white", linewidth=lines)
     axes.set_ylim(len(rows), 0)
     axes.set_aspect("equal")
     axes.xaxis.tick_top()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from .learn_figures import (
     alignment_figure,
+    counting_figure,
     dates_figure,
     lengths_figure,
     local_figure,
@@ -51,6 +52,7 @@ PICTURES = {
     "residual.png": Picture(residual_figure, {"06-residual-and-norm": ("plain", "residual")}),
     "dates.png": Picture(dates_figure, {"07-transformer": ("across", "asked", "answer")}),
     "local.png": Picture(local_figure, {"08-local-and-global": ("local_p",)}),
+    "counting.png": Picture(counting_figure, {"10-gpt": ("by_head", "read")}),
 }
 
 
