@@ -146,13 +146,18 @@ def _built(name: str, changes: tuple[tuple[str, Any], ...]) -> Any:
     built = getattr(transformers, _BUILDERS[name][1])(config(name, **dict(changes)))
     if name == "gpt_oss":
         built.set_experts_implementation("eager")  # the fused one has no fp64
+    return spread(built)
+
+
+def spread(one: Any) -> Any:
+    """The model with weights far enough apart that every term of its formulas counts."""
     with torch.no_grad():
-        for parameter in built.parameters():
+        for parameter in one.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return built
+    return one
 
 
 def tokens(batch: int = 3, length: int = 12, seed: int = 0) -> Tensor:

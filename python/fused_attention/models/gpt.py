@@ -14,7 +14,14 @@ from fused_attention.models.gpt_families import FAMILIES
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.tables.gpt import TABLES
 from fused_attention.models.weights import Table
-from fused_attention.nn import Block, Cache, Sequences, SinusoidalPositions, make_norm
+from fused_attention.nn import (
+    Block,
+    Cache,
+    Sequences,
+    SinusoidalPositions,
+    attention_layers,
+    make_norm,
+)
 
 IGNORED = -100  # a label that counts for nothing
 
@@ -79,7 +86,8 @@ class GPT(PretrainedModel):
     ) -> list[Cache]:
         """An empty cache for each block, see nn.Attention.new_cache."""
         options: dict[str, Any] = {"page_size": page_size, "pages": pages, "dtype": dtype}
-        return [block.attention.new_cache(batch, max_length, **options) for block in self.blocks]
+        layers = attention_layers(self).values()
+        return [layer.new_cache(batch, max_length, **options) for layer in layers]
 
     def forward(
         self,

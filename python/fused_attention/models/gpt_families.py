@@ -144,7 +144,7 @@ def _read_llama(settings: Settings) -> dict[str, Any]:
         "head_dim": settings.get("head_dim"),
         "hidden_dim": settings["intermediate_size"],
         "positions": "rotary",
-        "rope_base": float(rope.get("rope_theta", settings.get("rope_theta", 10000.0))),
+        "rope_base": float(rope.get("rope_theta") or settings.get("rope_theta") or 10000.0),
         "rope_scaling": scaling or None,
         "norm": "rms_norm",
         "norm_eps": settings.get("rms_norm_eps", 1e-6),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fused_attention.models.weights import (
     Checkpoint,
@@ -68,7 +70,7 @@ class PretrainedModel(nn.Module):
             ignore: patterns of names, from their beginning on, of weights to leave out, such as
                 the head of another task.
             allow_pickle: also take pytorch_model.bin.
-            changes: fields of the configuration to replace.
+            changes: fields of the configuration to replace, such as mlm_head=False.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -76,15 +78,24 @@ class PretrainedModel(nn.Module):
         """
         settings = read_settings(folder)
         checkpoint = Checkpoint(folder, allow_pickle=allow_pickle)
-        if settings.get("model_type") == OWN:
-            config = cls._own_config(settings)
-        else:
-            config = cls.adapted(cls.config_class.from_hf(settings), checkpoint.keys())
-        config = dataclasses.replace(config, **changes)
-        model = cls(config).to(device=device, dtype=dtype or checkpoint.dtype)
         own = settings.get("model_type") == OWN
-        table = identity_table(list(model.weights())) if own else cls.table(config)
-        table = dataclasses.replace(table, ignored=(*table.ignored, *ignore))
+        if own:
+            stored = cls._own_config(settings)
+        else:
+            stored = cls.adapted(cls.config_class.from_hf(settings), checkpoint.keys())
+        config = dataclasses.replace(stored, **changes)
+        with _WithoutInitialValues():
+            model = cls(config)
+        model = model.to(device=device, dtype=dtype or checkpoint.dtype)
+        if own:
+            table = identity_table(list(model.weights()))
+            left_out: set[str] = set()
+        else:
+            table = cls.table(config)
+            # What the caller's changes take away, such as a head, is no surprise.
+            left_out = {table.todays_name(name) for name in cls.table(stored).names()}
+        exactly = (f"{re.escape(name)}$" for name in left_out - table.names())
+        table = dataclasses.replace(table, ignored=(*table.ignored, *exactly, *ignore))
         from_checkpoint(table, checkpoint, model.weights())
         return model.eval()
 
@@ -134,6 +145,19 @@ class PretrainedModel(nn.Module):
         known = {field.name for field in dataclasses.fields(cls.config_class)}
         given = {name: _tuples(value) for name, value in settings.items() if name in known}
         return cls.config_class(**given)
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Random numbers are zeros, because drawing them would take most of the time of loading."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__name__", "") in ("normal_", "uniform_"):
+            tensor = args[0] if args else kwargs["tensor"]  # torch.nn.init's functions name it
+            with torch.no_grad():
+                return tensor.zero_()
+        return function(*args, **(kwargs or {}))
 
 
 def _tuples(value: Any) -> Any:

@@ -171,7 +171,7 @@ class Attention(nn.Module):
         if cache is not None:
             out = self._attend_to_cache(q, k, v, sequences, cache)
         else:
-            out = self._attend(q, k, v, sequences, key_sequences)
+            out = self.attend(q, k, v, sequences, key_sequences)
         projected: Tensor = self.out_proj(out.flatten(-2))
         return projected
 
@@ -195,9 +195,18 @@ class Attention(nn.Module):
         q, k = rotation.turn(both).split(sizes, -2)
         return q, k, v
 
-    def _attend(
+    def attend(
         self, q: Tensor, k: Tensor, v: Tensor, queries: Sequences, keys: Sequences
     ) -> Tensor:
+        """What the queries see, without a cache; a subclass may do it in another way.
+
+        Args:
+            q: [batch, length, heads, head_dim], packed [total, heads, head_dim].
+            k, v: the same with kv_heads and the length of `keys`.
+
+        Returns:
+            Like q.
+        """
         options: dict[str, Any] = {
             "band": self.band,
             "scale": self.scale,

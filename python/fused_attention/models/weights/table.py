@@ -51,6 +51,10 @@ class Table:
     older: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
+    def names(self) -> set[str]:
+        """What the weights are called in the checkpoint, copies too."""
+        return {name for entry in self.entries for name in entry.theirs} | set(self.copies or ())
+
     def todays_name(self, name: str) -> str:
         """The name in the table of what a checkpoint calls `name`."""
         for pattern, replacement in self.older:
