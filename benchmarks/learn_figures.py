@@ -106,11 +106,11 @@ def positions_figure(variants: Mapping[str, Tensor]) -> Figure:
     shown = 100
     limit = max((P[:shown] @ P[:shown].T).max().item() for P in variants.values())
     for (name, P), vectors, products in zip(variants.items(), *grid, strict=True):  # noqa: N806
-        waves = P[:shown].T
+        waves = P[:shown].T.numpy()
         vectors.imshow(waves, "RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
         vectors.set_title(name, fontsize=11, color=INK, loc="left", fontweight="bold")
         vectors.set_ylabel("channel", color=INK)
-        dots = P[:shown] @ P[:shown].T
+        dots = (P[:shown] @ P[:shown].T).numpy()
         image = products.imshow(dots, "RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         products.set_ylabel("position", color=INK)
         for axes in (vectors, products):
