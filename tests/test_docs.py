@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fused_attention.benchmarks.pages import code_blocks, run_page
+from fused_attention.cli.program import build_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -81,6 +83,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_lines_are_short(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert [line for line in lines if len(line) > 100 and not line.startswith("|")] == []
+
+
+@every_page
+def test_commands_parse(page: Path) -> None:
+    for command in re.findall(r"^fused-attention (.*)$", page.read_text(), re.MULTILINE):
+        build_parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_there_are_pages() -> None:
