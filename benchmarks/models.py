@@ -1,6 +1,6 @@
 """Whole models against the same models on torch's scaled_dot_product_attention.
 
-    python -m fused_attention.benchmarks.models
+    python -m fused_attention.benchmarks.models --json benchmarks/results/models/cpu.json
 
 Decoding: tokens per second of one step for a batch whose caches hold 4096 tokens; contenders take
 turns, on the same weights and the same caches, and are checked against fp64 before. Training: peak
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,12 @@ def decode_steps(model: GPT, batch: int, cached: int) -> dict[str, Callable[[], 
     }
 
     def step(own: list[Cache]) -> Tensor:
-        logits = model(tokens, caches=own)[:, -1]
+        logits: Tensor = model(tokens, caches=own)[:, -1]
         for cache in own:
             cache.crop(cached)
         return logits
 
-    return {name: lambda own=own: step(own) for name, own in peers.items()}
+    return {name: partial(step, own) for name, own in peers.items()}
 
 
 def gate(model: GPT, seed: int = 0) -> dict[str, float]:
@@ -245,7 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="per case, default %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--part", choices=("decoding", "memory"), help="measure it anew; default both")
+    parser.add_argument(
+        "--part", choices=("decoding", "memory"), help="measure it anew; default both"
+    )
     parser.add_argument("--json", type=Path, help="where to store the report")
     parser.add_argument("--peak-of", choices=tuple(MASKS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -47,6 +47,8 @@ class SdpaCache(KVCache):
     def __init__(self, like: KVCache, whole: bool) -> None:
         self.key, self.value, self.length, self.lengths = like.key, like.value, like.length, None
         self.whole = whole
+        if whole:  # a weight of 0 does not hide a NaN
+            self.key[:, :, self.length :] = self.value[:, :, self.length :] = 0
 
     def attend(
         self,
