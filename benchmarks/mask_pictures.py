@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator
+from torch import Tensor
 
 from fused_attention import Band
 
 from .style import BLUE, INK, MUTED, ORANGE, PALE
 
 KEYS = 10
+SEEN = LinearSegmentedColormap.from_list("seen", [PALE, BLUE])
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,7 @@ def masks_figure() -> Figure:
 def draw_mask(axes: Axes, drawing: Drawing) -> None:
     """Queries run down, keys run to the right; cell (i, j) is filled when query i sees key j."""
     lengths = torch.tensor([drawing.kv_length])
-    visible = drawing.band.mask(drawing.len_q, KEYS, kv_lengths=lengths)[0, 0]
-    axes.pcolormesh(
-        visible.int().numpy(),
-        cmap=ListedColormap([PALE, BLUE]),
-        vmin=0,
-        vmax=1,
-        edgecolors="white",
-        linewidth=1.6,
-    )
+    draw_cells(axes, drawing.band.mask(drawing.len_q, KEYS, kv_lengths=lengths)[0, 0])
     beyond = KEYS - drawing.kv_length
     if beyond:
         corner = (drawing.kv_length, 0)
@@ -92,6 +86,23 @@ def draw_mask(axes: Axes, drawing: Drawing) -> None:
         if row + offset < drawing.kv_length:
             cell = (row + offset + 0.07, row + 0.07)
             axes.add_patch(Rectangle(cell, 0.86, 0.86, fill=False, ec=ORANGE, lw=1.8))
+    draw_frame(axes, drawing)
+
+
+def draw_cells(axes: Axes, weights: Tensor, full: float = 1.0) -> None:
+    """Cells of [queries, keys], from pale where the weight is 0 to blue where it is `full`."""
+    axes.pcolormesh(
+        weights.float().numpy(),
+        cmap=SEEN,
+        vmin=0,
+        vmax=full,
+        edgecolors="white",
+        linewidth=1.6,
+    )
+
+
+def draw_frame(axes: Axes, drawing: Drawing) -> None:
+    """Queries and keys numbered at the grid's edges, and the words of the drawing around it."""
     axes.set_xlim(0, KEYS)
     axes.set_ylim(drawing.len_q, 0)
     axes.set_aspect("equal")
