@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
+from fused_attention.decode_problem import PREFILL
 from fused_attention.masks import Band
 from fused_attention.nn.inputs import check_inputs, check_sizes
 from fused_attention.nn.kv_cache import KVCache
@@ -21,7 +22,6 @@ from fused_attention.nn.multi_head import (
 from fused_attention.nn.rotary import Rotary
 
 FULL = Band.full()
-PREFILL = 16  # queries from which on a cache is better read by `attention`
 _SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
