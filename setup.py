@@ -71,6 +71,7 @@ def cpu_sources() -> list[Source]:
         "cpu/decode_launch.cpp": [],
         "cpu/decode_portable.cpp": [],
         "cpu/launch.cpp": [],
+        "cpu/peak_launch.cpp": [],
         "cpu/tile_launch.cpp": [],
         "cpu/isa_portable.cpp": [],
     }

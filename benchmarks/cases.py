@@ -31,6 +31,11 @@ class Inputs(NamedTuple):
     grad_out: Tensor  # [B, Hq, Lq, D]
     mask: Tensor | None  # bool [Lq, Lk], True = visible; None where no peer needs it
 
+    def without_gradients(self) -> Inputs:
+        """The same memory, as inference sees it."""
+        query, key, value = (tensor.detach() for tensor in self[:3])
+        return self._replace(query=query, key=key, value=value)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -240,7 +245,7 @@ _QUICK = (
 
 CASE_SETS: dict[str, tuple[Case, ...]] = {
     "demo": _DEMO,
-    "cpu": with_dtypes(_CPU, ("fp32", "bf16")),
+    "cpu": with_dtypes(_CPU, ("fp32", "bf16", "fp16")),
     "cuda": (
         *on_gpu((*_PAPER, *_TRAINING, *_WINDOWS, *_INFERENCE)),
         *on_gpu((square(4, 32, 4 * K, dim, band=CAUSAL) for dim in (64, 128)), "fp16"),

@@ -16,12 +16,13 @@ from fused_attention import Band, attention
 
 from .cases import DTYPES, Case, Inputs
 
-OURS, NAIVE, SDPA = "ours", "naive", "sdpa"
+OURS, NAIVE, SDPA, FLEX = "ours", "naive", "sdpa", "flex"
 FLASH, EFFICIENT, CUDNN, MATH = "flash", "efficient", "cudnn", "math"  # torch's kernels on GPUs
 LABELS = {
     OURS: "fused_attention",
     NAIVE: "naive formula",
     SDPA: "torch SDPA",
+    FLEX: "torch's FlexAttention, compiled",
     FLASH: "torch's flash-attention",
     EFFICIENT: "torch's efficient attention",
     CUDNN: "cuDNN",
@@ -40,13 +41,15 @@ class Contender:
     name: str
     attend: Callable[[Case, Inputs], Tensor]
     around: Callable[[], AbstractContextManager[object]] = nullcontext
+    differentiable: bool = True
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
-        """A call of the forward pass alone, without autograd's book-keeping."""
+        """A call of the forward pass alone: inference, no input requires a gradient."""
+        plain = inputs.without_gradients()
 
         def call() -> Tensor:
             with torch.no_grad():
-                return self.attend(case, inputs)
+                return self.attend(case, plain)
 
         return call
 
@@ -114,7 +117,9 @@ def contender(name: str) -> Contender:
 
 def skip_reason(name: str, case: Case, backward: bool) -> str | None:
     """Why a contender is left out of a case: its score matrices would not fit into memory."""
-    without_scores = name in (OURS, *FUSED_ON_GPU) or (name == SDPA and not sdpa_needs_mask(case))
+    without_scores = name in (OURS, FLEX, *FUSED_ON_GPU) or (
+        name == SDPA and not sdpa_needs_mask(case)
+    )
     if without_scores:
         return None
     copies = 5 if backward else 3  # S, P and what softmax and the products make beside them

@@ -59,6 +59,7 @@ def judge(case: Case, inputs: Inputs, contenders: Iterable[Contender]) -> dict[s
         ratios = {
             name: error_ratio(results[name], yardstick[name], exact, gradient=name != "out")
             for name, exact in reference.items()
+            if name in results
         }
         worst = max(ratios, key=lambda name: ratios[name])
         verdicts[candidate.name] = Verdict(ratios[worst], worst)
@@ -111,7 +112,7 @@ def _chunks(case: Case, groups: int) -> Iterable[tuple[slice, slice, Band]]:
 
 
 def _results(candidate: Contender, case: Case, inputs: Inputs) -> dict[str, Tensor]:
-    if not case.backward:
+    if not case.backward or not candidate.differentiable:
         return {"out": candidate.forward(case, inputs)()}
     values = candidate.training_step(case, inputs)
     return dict(zip(("out", "dq", "dk", "dv"), values, strict=True))

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from .cases import Case
-from .contenders import LABELS, NAIVE, OURS, SDPA
+from .contenders import FLEX, LABELS, NAIVE, OURS, SDPA
 from .mask_pictures import masks_figure
 from .memory import MIB, MemoryResult
 from .run import Report
-from .style import BLUE, DPI, GREEN, INK, MUTED, ORANGE
+from .style import BLUE, DPI, GREEN, INK, MUTED, ORANGE, PURPLE
 from .table import machine_line
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -26,6 +26,7 @@ STYLES: dict[str, dict[str, Any]] = {
     OURS: {"color": BLUE, "marker": "o", "markersize": 8, "linewidth": 4, "zorder": 2},
     NAIVE: {"color": ORANGE, "marker": "s", "markersize": 5, "linewidth": 1.6, "zorder": 3},
     SDPA: {"color": GREEN, "marker": "^", "markersize": 5, "linewidth": 1.6, "zorder": 3},
+    FLEX: {"color": PURPLE, "marker": "v", "markersize": 5, "linewidth": 1.6, "zorder": 3},
 }
 LEAST = "inputs and outputs"
 LINE_GAP = 0.08  # least distance of two line labels, as a share of the axis' height

@@ -18,10 +18,11 @@ from .accuracy import finite
 from .cases import MEMORY_LADDERS, Case, Inputs, case_set, memory_cases
 from .contenders import CONTENDERS, OURS, Contender, skip_reason
 from .cuda_contenders import CUDA_CONTENDERS
+from .flex import FLEX_CONTENDER
 from .flops import flops_in_direction
 from .gate import Verdict, judge
 from .gpu_timing import GpuClock, time_interleaved_on_gpu
-from .limits import Limits, limit_calls
+from .limits import Probes
 from .machine import gpu_info, gpu_state, machine_info
 from .memory import MemoryResult, measure
 from .timing import LoadMonitor, Timing, speedup, time_interleaved
@@ -100,7 +101,8 @@ def run(settings: Settings, on_step: OnStep = lambda step, weight: None) -> Repo
                 if time.monotonic() - begin > settings.limit_s:
                     report["dropped"].append(case.name)
                     continue
-                report["results"] += run_case(case, settings.seconds)
+                contenders = contenders_for(case, settings.set_name)
+                report["results"] += run_case(case, contenders, settings.seconds)
     finally:
         torch.set_num_threads(threads_before)
     report["memory"] = [
@@ -109,35 +111,43 @@ def run(settings: Settings, on_step: OnStep = lambda step, weight: None) -> Repo
     return report
 
 
-def contenders_for(case: Case) -> tuple[Contender, ...]:
-    return CUDA_CONTENDERS if case.device == "cuda" else CONTENDERS
+def contenders_for(case: Case, set_name: str) -> tuple[Contender, ...]:
+    """Compiling takes seconds for each case, which only the set `cpu` spends."""
+    if case.device == "cuda":
+        return CUDA_CONTENDERS
+    return (*CONTENDERS, FLEX_CONTENDER) if set_name == "cpu" else CONTENDERS
 
 
-def run_case(case: Case, seconds: float) -> Iterator[Report]:
+def run_case(case: Case, contenders: tuple[Contender, ...], seconds: float) -> Iterator[Report]:
     """One result for each direction of the case, with torch's present thread count."""
     inputs = case.make_inputs()
-    contenders = contenders_for(case)
     fitting = [c for c in contenders if skip_reason(c.name, case, case.backward) is None]
     verdicts = judge(case, inputs, fitting)
     for direction in case.directions:
-        yield _time_direction(case, inputs, direction, verdicts, seconds)
+        taking_part = [c for c in contenders if c.differentiable or direction == "forward"]
+        yield _time_direction(case, inputs, direction, taking_part, verdicts, seconds)
 
 
 def _time_direction(
-    case: Case, inputs: Inputs, direction: str, verdicts: dict[str, Verdict], seconds: float
+    case: Case,
+    inputs: Inputs,
+    direction: str,
+    contenders: list[Contender],
+    verdicts: dict[str, Verdict],
+    seconds: float,
 ) -> Report:
-    contenders = contenders_for(case)
     right = [c for c in contenders if c.name in verdicts and verdicts[c.name].right]
+    probes = Probes.of(case)
     calls = {c.name: getattr(c, direction)(case, inputs) for c in right}
     monitor = LoadMonitor().start()
-    timed = {**calls, **limit_calls(case)}
+    timed = {**calls, **probes.calls}
     if case.device == "cuda":
         around = {c.name: c.around for c in right}
         timings = time_interleaved_on_gpu(timed, around, GpuClock(), budget_s=seconds)
     else:
         timings = time_interleaved(timed, budget_s=seconds)
     load = monitor.report() | (gpu_state() if case.device == "cuda" else {})
-    limits = Limits.from_timings(timings, case.device)
+    limits = probes.limits(timings)
     flops = flops_in_direction(case.forward_flops, direction)
     result: Report = {
         "name": case.name,
@@ -153,6 +163,7 @@ def _time_direction(
         },
         "speedup": {},
         "limit_share": None,
+        "limit": limits.nearest(flops, case.io_bytes),
     }
     if OURS in calls:
         ours = timings[OURS]

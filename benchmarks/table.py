@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import percent, time_cell, times_cell
-from .contenders import CONTENDERS, NAIVE, OURS, SDPA
+from .contenders import CONTENDERS, FLEX, NAIVE, OURS, SDPA
 from .gpu_table import GPU_HEADERS, gpu_line, gpu_time_rows, is_gpu_report
 from .markdown import block_command, markdown_table
 from .memory import MIB, MemoryResult
@@ -21,6 +21,7 @@ from .run import Report, load
 
 RESULTS = Path(__file__).resolve().parent / "results"
 README_MARKER = "measured"
+NO_PART = {"status": "skipped"}  # a contender that has no such pass
 # A result is marked when other programs kept more than this many cores busy during it.
 QUIET_CORES = 0.25
 NOISE_NOTE = f"* other programs kept more than {QUIET_CORES} cores busy meanwhile."
@@ -28,16 +29,7 @@ NOISE_NOTE = f"* other programs kept more than {QUIET_CORES} cores busy meanwhil
 MEMORY_HEADING = (
     "Peak memory of a call with its inputs, 1 head, D 64, fp32 (least: inputs and outputs alone)"
 )
-TIME_HEADERS = (
-    "Case",
-    "Pass",
-    "ours, ms",
-    "naive, ms",
-    "SDPA, ms",
-    "vs naive",
-    "vs SDPA",
-    "of limit",
-)
+PEERS = {NAIVE: "naive", SDPA: "SDPA", FLEX: "Flex"}
 SUMMARY_HEADERS = (
     "Case",
     "forward, ms",
@@ -62,19 +54,35 @@ def time_table(report: Report, threads: int) -> tuple[str, Sequence[str], list[l
     if is_gpu_report(report):
         return f"Time, {gpu_line(report)}", GPU_HEADERS, gpu_time_rows(report)
     heading = f"Time, {threads} thread{'s' if threads > 1 else ''}"
-    return heading, TIME_HEADERS, time_rows(report, threads)
+    return heading, time_headers(report), time_rows(report, threads)
+
+
+def peers_in(report: Report) -> list[str]:
+    """The contenders other than ours that the report knows of."""
+    known = {name for result in report["results"] for name in result["contenders"]}
+    return [name for name in PEERS if name in known]
+
+
+def time_headers(report: Report) -> tuple[str, ...]:
+    labels = [PEERS[name] for name in peers_in(report)]
+    times, speedups = (f"{label}, ms" for label in labels), (f"vs {label}" for label in labels)
+    return ("Case", "Pass", "ours, ms", *times, *speedups, "of limit")
 
 
 def time_rows(report: Report, threads: int) -> list[list[str]]:
-    """One row of cells for each result at this thread count, under TIME_HEADERS."""
-    rows = []
+    """One row of cells for each result at this thread count, under `time_headers`."""
+    rows, peers = [], peers_in(report)
     for result in report["results"]:
         if result["threads"] != threads:
             continue
-        times = [time_cell(result["contenders"][c.name]) for c in CONTENDERS]
-        speedups = [times_cell(result["speedup"].get(name)) for name in (NAIVE, SDPA)]
+        entries = [result["contenders"].get(name, NO_PART) for name in (OURS, *peers)]
+        times = [time_cell(entry) for entry in entries]
+        speedups = [times_cell(result["speedup"].get(name)) for name in peers]
         name = result["name"] + ("*" if is_noisy(result) else "")
-        rows.append([name, result["direction"], *times, *speedups, percent(result["limit_share"])])
+        share = percent(result["limit_share"])
+        if result["limit_share"] is not None and result.get("limit") == "read":
+            share += " of stream"
+        rows.append([name, result["direction"], *times, *speedups, share])
     return rows
 
 

@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "fused_attention/launch.h"
 
@@ -37,14 +39,58 @@ void cpu_forward(const Tensor& query, const Tensor& key, const Tensor& value, Op
                                                       isa.c_str(), torch_threads()));
 }
 
+bool is_index(int64_t length) { return length < fused_attention::BAND_UNBOUNDED; }
+
+// What problem.py checks, of a call that has nothing but its operands, a band and a scale. Whatever
+// is refused here is told or served by the long way.
+void check_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
+  constexpr int64_t MAX_HEAD_DIM = 512, MAX_BATCH_HEADS = int64_t{1} << 31;
+  STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4 && query.is_cpu() &&
+                      key.is_cpu() && value.is_cpu() && key.scalar_type() == query.scalar_type() &&
+                      value.scalar_type() == query.scalar_type(),
+                  "fused_attention: not three tensors of a kind");
+  const int64_t batch = query.size(0), heads_q = query.size(1), heads_kv = key.size(1);
+  const int64_t dim = query.size(3);
+  STD_TORCH_CHECK(key.size(0) == batch && value.size(0) == batch && heads_kv > 0 && heads_q > 0 &&
+                      heads_q % heads_kv == 0 && value.size(1) == heads_kv &&
+                      batch * heads_q < MAX_BATCH_HEADS && is_index(query.size(2)) &&
+                      is_index(key.size(2)) && value.size(2) == key.size(2) && dim > 0 &&
+                      dim <= MAX_HEAD_DIM && key.size(3) == dim && value.size(3) == dim &&
+                      std::isfinite(scale),
+                  "fused_attention: the shapes do not fit");
+}
+
+// A whole call: checks, results and kernel, for problems that take less time than their checks in
+// Python. out and lse.
+std::tuple<Tensor, Tensor> cpu_attention(const Tensor& query, const Tensor& key,
+                                         const Tensor& value, std::optional<double> scale,
+                                         int64_t left, int64_t right, std::optional<int64_t> offset,
+                                         std::string isa) {
+  const double factor = scale ? *scale : std::pow(static_cast<double>(query.size(-1)), -0.5);
+  check_plain(query, key, value, factor);
+  const bool wide = dtype_of(query) == fused_attention::DType::FLOAT64;
+  const OptionalTensor none;
+  const Shared in{
+      query, key,  value, none,   none, none, none,  none,
+      none,  none, none,  factor, 0.0,  left, right, offset ? *offset : key.size(2) - query.size(2),
+      0.0};
+  Tensor out = torch::stable::empty_like(query);
+  Tensor lse = torch::stable::new_empty(
+      query, {query.size(0), query.size(1), query.size(2)},
+      wide ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float);
+  raise_if_error(fused_attention::cpu::launch_forward(params_of(in, out, lse), false, isa.c_str(),
+                                                      torch_threads()));
+  return {out, lse};
+}
+
 void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor bias,
                   OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor kv_lengths,
                   OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                   OptionalTensor band_offsets, OptionalTensor rng_state, double scale,
                   double softcap, int64_t left, int64_t right, int64_t offset, double dropout_p,
                   std::string isa, const Tensor& out, const Tensor& lse, const Tensor& grad_out,
-                  OptionalTensor grad_lse, Tensor key_sum, Tensor value_sum, Tensor delta,
-                  Tensor grad_query, Tensor grad_key, Tensor grad_value, OptionalTensor grad_bias) {
+                  OptionalTensor grad_lse, Tensor delta, Tensor grad_query, Tensor grad_key,
+                  Tensor grad_value, OptionalTensor grad_bias) {
   const Shared in{query,      key,          value,        bias,         alibi_slopes, sinks,
                   kv_lengths, cu_seqlens_q, cu_seqlens_k, band_offsets, rng_state,    scale,
                   softcap,    left,         right,        offset,       dropout_p};
@@ -57,8 +103,6 @@ void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, O
   if (grad_lse) params.grad_lse = row_vector(*grad_lse);
   params.delta = row_vector(delta);
   params.grad_bias = bias_of(grad_bias);
-  params.key_sum = operand(key_sum);
-  params.value_sum = operand(value_sum);
   raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
 }
 
@@ -92,6 +136,21 @@ void cpu_decode(const Tensor& query, Tensor key_cache, Tensor value_cache, Optio
   raise_if_error(fused_attention::cpu::launch_decode(p, isa.c_str(), torch_threads()));
 }
 
+double cpu_peak(const Tensor& like, int64_t rounds, std::string isa) {
+  double flops = 0;
+  raise_if_error(fused_attention::cpu::launch_peak(dtype_of(like), rounds, isa.c_str(),
+                                                   torch_threads(), &flops));
+  return flops;
+}
+
+int64_t cpu_read(const Tensor& data) {
+  uint64_t found = 0;
+  STD_TORCH_CHECK(data.is_contiguous(), "fused_attention: data must be contiguous");
+  raise_if_error(fused_attention::cpu::launch_read(
+      data.data_ptr(), data.numel() * data.element_size(), torch_threads(), &found));
+  return static_cast<int64_t>(found);
+}
+
 std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
 
 }  // namespace
@@ -108,25 +167,33 @@ std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
 #endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
+  m.def(
+      "cpu_attention(Tensor query, Tensor key, Tensor value, float? scale, int left, int right, "
+      "int? offset, str isa) -> (Tensor out, Tensor lse)");
   m.def("cpu_forward(" SHARED_ARGUMENTS
         "bool backward_follows, Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("cpu_backward(" SHARED_ARGUMENTS
-        "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor(a!) key_sum, "
-        "Tensor(b!) value_sum, Tensor(c!) delta, Tensor(d!) grad_query, Tensor(e!) grad_key, "
-        "Tensor(f!) grad_value, Tensor(g!)? grad_bias) -> ()");
+        "Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, Tensor(a!) delta, "
+        "Tensor(b!) grad_query, Tensor(c!) grad_key, Tensor(d!) grad_value, "
+        "Tensor(e!)? grad_bias) -> ()");
   m.def(
       "cpu_decode(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor? key, "
       "Tensor? value, Tensor cache_lengths, Tensor? cache_batch, Tensor? cache_starts, "
       "Tensor? block_table, Tensor? rotary_cos, Tensor? rotary_sin, Tensor? alibi_slopes, "
       "Tensor? sinks, float scale, float softcap, int left, int right, bool rotary_interleaved, "
       "int splits, bool batch_invariant, str isa, Tensor(c!) out, Tensor(d!) lse) -> ()");
+  m.def("cpu_peak(Tensor like, int rounds, str isa) -> float");
+  m.def("cpu_read(Tensor data) -> int");
   m.def("cpu_isas() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CPU, m) {
+  m.impl("cpu_attention", TORCH_BOX(&cpu_attention));
   m.impl("cpu_forward", TORCH_BOX(&cpu_forward));
   m.impl("cpu_backward", TORCH_BOX(&cpu_backward));
   m.impl("cpu_decode", TORCH_BOX(&cpu_decode));
+  m.impl("cpu_peak", TORCH_BOX(&cpu_peak));
+  m.impl("cpu_read", TORCH_BOX(&cpu_read));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CompositeExplicitAutograd, m) {

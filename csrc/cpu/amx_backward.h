@@ -193,7 +193,7 @@ class TileBackward {
     const V below_lse = V::fma(V::load(w_.S + at), V::broadcast(factor_), minus_lse);
     // A weight is at most 1, whatever the rounding of a huge lse makes of it.
     const V exponent = {_mm512_min_ps(_mm512_setzero_ps(), below_lse.v)};
-    const V P = exp2_of_score(exponent * V::broadcast(LOG2_E<float>));
+    const V P = exp2_for_half(exponent * V::broadcast(LOG2_E<float>));
     V dP = V::load(w_.dP + at), dropped = P;
     if (TERMS && p_.dropout.threshold != 0) {
       const V kept = V::load(w_.dropout + at);

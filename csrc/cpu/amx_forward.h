@@ -266,7 +266,7 @@ inline QueryStatistics finish_statistics(const SoftmaxState& softmax, int64_t q,
   const __mmask16 any = _mm512_cmp_ps_mask(top, none, _CMP_NEQ_UQ);
   const __m512 power = _mm512_maskz_sub_ps(seen, shift, top);
   const __m512 sum = _mm512_maskz_scalef_ps(seen, weights, power);
-  const Vec<float> of_sink = exp2_of_score({_mm512_sub_ps(sink_exponent, top)});
+  const Vec<float> of_sink = exp2_for_half({_mm512_sub_ps(sink_exponent, top)});
   const __m512 l = _mm512_add_ps(sum, _mm512_maskz_mov_ps(any, of_sink.v));
   return {_mm512_mask_mov_ps(none, any, natural_log(l, top)),
           _mm512_maskz_div_ps(seen, _mm512_scalef_ps(_mm512_set1_ps(1.f), power), l)};

@@ -182,4 +182,25 @@ inline void multiply_block(const TileOperand& a, const TileOperand& b, int64_t s
              c.stride};
 }
 
+// The limit of all this, see peak.h: the four products of a step, over and over.
+template <class Half>
+inline double multiply_tiles_in_registers(int64_t rounds) {
+  const TileScope tiles;
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  tile_zero<4>();
+  tile_zero<5>();
+  tile_zero<6>();
+  tile_zero<7>();
+  for (int64_t r = 0; r < rounds; ++r) {
+    Half::template dot<0, 4, 6>();
+    Half::template dot<1, 4, 7>();
+    Half::template dot<2, 5, 6>();
+    Half::template dot<3, 5, 7>();
+  }
+  return 2.0 * static_cast<double>(rounds) * 4 * 16 * 16 * 32;
+}
+
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

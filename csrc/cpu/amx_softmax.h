@@ -23,19 +23,6 @@ constexpr float LARGEST_SUM = 0x1p15f;
 // does not, being rounded, is a power of 2 in the weights: there scores are multiplied in memory.
 constexpr float EXACT_PRODUCTS = 0x1p20f;
 
-// 2^x. Relative error 8e-8, and 2^0 = 1; see exp2 in vec.h.
-inline Vec<float> exp2_of_score(Vec<float> x) {
-  using V = Vec<float>;
-  const V f = V::fraction(x);
-  V p = V::broadcast(1.867130069869513e-3f);
-  p = V::fma(p, f, V::broadcast(9.017030322460233e-3f));
-  p = V::fma(p, f, V::broadcast(5.579991310372360e-2f));
-  p = V::fma(p, f, V::broadcast(2.401644501550939e-1f));
-  p = V::fma(p, f, V::broadcast(6.931513118046010e-1f));
-  p = V::fma(p, f, V::broadcast(1.f));
-  return V::scale_by_floor(p, x);
-}
-
 // What is known of a query's softmax so far; all of it in lanes.
 struct SoftmaxState {
   alignas(64) float shift[UNIT_Q];  // subtracted from factor * score
@@ -170,7 +157,7 @@ class WeightsBetween {
 
  private:
   FUSED_ATTENTION_INLINE Vec<float> weight(const float* at) const {
-    return exp2_of_score(Vec<float>::fma(Vec<float>::load(at), factor_, minus_shift_));
+    return exp2_for_half(Vec<float>::fma(Vec<float>::load(at), factor_, minus_shift_));
   }
 
   FUSED_ATTENTION_INLINE void step(float* at) {
@@ -202,7 +189,7 @@ inline void weights_with_dropout(float* s, const float* dropout, int64_t granule
       V weight[2];
       for (int64_t i = 0; i < 2; ++i) {
         const int64_t at = score_index(j + i, q);
-        const V p = exp2_of_score(V::fma(V::load(s + at), factor, minus_shift));
+        const V p = exp2_for_half(V::fma(V::load(s + at), factor, minus_shift));
         sum = sum + p;
         const __mmask16 kept = _mm512_cmp_ps_mask(p.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
         weight[i] = {_mm512_maskz_mul_ps(kept, p.v, _mm512_loadu_ps(dropout + at))};

@@ -10,7 +10,7 @@
 //     dP^T = V dO^T                    (dropout: dP * Z and P * Z with Z = 0 or 1 / keep)
 //     dS^T = P^T * (dP^T - delta)      times the softcap's slope, times scale
 //     dV  += P^T dO,  dK += dS^T Q     in the accumulators shared by all queries: see Turnstile
-//     dQ^T += K^T dS^T
+//     dQ  += dS K
 //
 // -inf: a row that saw no key has lse = -inf; it is replaced by +inf, so that P = e^-inf = 0, and
 // its dO and delta by 0 (what comes from above may be NaN: the derivative of logaddexp at -inf is),
@@ -19,8 +19,7 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 template <class T>
 struct BackwardScratch {
-  T *Q, *Q_lanes, *dO, *dO_lanes, *dQ_lanes, *rows, *K, *V, *P, *dS, *slope, *dropout, *P_dropped,
-      *bias;
+  T *Q, *Q_lanes, *dO, *dO_lanes, *dQ, *rows, *K, *V, *P, *dS, *slope, *dropout, *P_dropped, *bias;
   alignas(64) T lse[BLOCK_Q];
   alignas(64) T delta[BLOCK_Q];
 
@@ -39,7 +38,7 @@ struct BackwardScratch {
     };
     Q = take(BLOCK_Q * qk);
     Q_lanes = take(BLOCK_Q * qk);
-    dQ_lanes = take(BLOCK_Q * qk);
+    dQ = take(BLOCK_Q * qk);
     dO = take(BLOCK_Q * v);
     dO_lanes = take(BLOCK_Q * v);
     rows = take(BLOCK_Q * max_of(qk, v));
@@ -184,11 +183,10 @@ inline void write_query_gradient(const BackwardParams& params, const QueryBlock<
                                  Scratch& w) {
   const AttentionParams& p = params.forward;
   const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
-  transpose_padded(w.dQ_lanes, BLOCK_Q, p.head_dim, block.rows, w.rows, ld);
   for (int64_t q = 0; q < block.rows; ++q) {
     const int64_t row = block.q_row() + q;
     char* dq = const_cast<char*>(row_pointer(params.grad_query, p.dtype, block.b, block.h, row));
-    store_row(w.rows + q * ld, factor, p.dtype, p.head_dim, dq);
+    store_row(w.dQ + q * ld, factor, p.dtype, p.head_dim, dq);
     *row_value<T>(params.delta, block.b, block.h, row) = w.delta[q];
   }
 }
@@ -215,7 +213,8 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   BackwardScratch<T> w(p, static_cast<T*>(memory));
   const QueryBlock<T> block(p, b, h, q_begin);
   load_query_block(params, block, w);
-  for (int64_t i = 0; i < p.head_dim * BLOCK_Q; ++i) w.dQ_lanes[i] = T(0);
+  const int64_t dQ_ld = round_up(p.head_dim, ROW_ALIGN);
+  for (int64_t i = 0; i < block.rows * dQ_ld; ++i) w.dQ[i] = T(0);
   const int64_t group_head = h % (p.heads_q / p.heads_kv);
   const bool drop = p.dropout.threshold != 0;
 
@@ -223,7 +222,8 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
     const KeyStep step = key_step(at, block);
     const int64_t count = step.count(), k_row = block.seq.k_start + step.begin;
     prefetch_next_step(params, block, step);
-    const Tile<T> K = load_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
+    const Tile<T> K =
+        load_vector_rows(p.key, p.dtype, b, block.h_kv, k_row, count, p.head_dim, w.K);
     const Tile<T> V = load_rows(p.value, p.dtype, b, block.h_kv, k_row, count, p.value_dim, w.V);
     compute_score_gradients(block, step, K, V, w);
     gradient_before_scale(block, step, w);
@@ -244,8 +244,8 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
     gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.head_dim), block.rows, w.dS, BLOCK_Q, w.Q,
                                 round_up(p.head_dim, ROW_ALIGN), dK, params.key_sum.row);
     turnstile.leave();
-    gemm<T, AOrder::COLUMNS, true>(p.head_dim, block.vecs, count, K.data, K.ld, w.dS, BLOCK_Q,
-                                   w.dQ_lanes, BLOCK_Q);
+    gemm<T, AOrder::COLUMNS, true>(block.rows, vectors<T>(p.head_dim), count, w.dS, BLOCK_Q, K.data,
+                                   K.ld, w.dQ, dQ_ld);
   }
   write_query_gradient(params, block, T(1), w);
 }

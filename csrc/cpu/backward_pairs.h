@@ -11,7 +11,7 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 struct BackwardScratchPairs {
   bf16_t *Q_pairs, *Q_lanes, *dO_pairs, *dO_lanes, *dO_rows, *K, *V, *K_pairs;
   bf16_t *P_rows, *dS_rows, *dS_pairs;
-  float *dO, *dQ_lanes, *rows, *S, *dP, *slope, *dropout, *bias;
+  float *dO, *dQ, *rows, *S, *dP, *slope, *dropout, *bias;
   alignas(64) float lse[BLOCK_Q];
   alignas(64) float delta[BLOCK_Q];
 
@@ -30,8 +30,8 @@ struct BackwardScratchPairs {
     dS_rows = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     dS_pairs = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     dO = arena.take<float>(BLOCK_Q * v);
-    dQ_lanes = arena.take<float>(BLOCK_Q * qk);
-    rows = arena.take<float>(BLOCK_Q * max_of(qk, v));
+    dQ = arena.take<float>(BLOCK_Q * round_up(p.head_dim, ROW_ALIGN));
+    rows = arena.take<float>(BLOCK_Q * v);
     S = arena.take<float>(BLOCK_KV * BLOCK_Q);
     dP = arena.take<float>(BLOCK_KV * BLOCK_Q);
     slope = arena.take<float>(BLOCK_KV * BLOCK_Q);
@@ -71,7 +71,7 @@ inline void score_gradient_pairs(const AttentionParams& p, const BackwardScratch
                                  int64_t at, Vec<float> factor, Vec<float> lse, Vec<float> delta,
                                  Vec<float>* weight, Vec<float>* gradient) {
   using V = Vec<float>;
-  *weight = exp2_for_bf16((V::load(w.S + at) - lse) * factor);
+  *weight = exp2_for_half((V::load(w.S + at) - lse) * factor);
   V dP = V::load(w.dP + at), P = *weight;
   if (SPECIAL && p.dropout.threshold != 0) {
     const V kept = V::load(w.dropout + at);
@@ -125,7 +125,8 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
   const QueryBlock<float> block(p, b, h, q_begin);
   const ScoreUnit unit(p);
   load_query_block_pairs(params, block, unit, w);
-  for (int64_t i = 0; i < p.head_dim * BLOCK_Q; ++i) w.dQ_lanes[i] = 0.f;
+  const int64_t dQ_ld = round_up(p.head_dim, ROW_ALIGN);
+  for (int64_t i = 0; i < block.rows * dQ_ld; ++i) w.dQ[i] = 0.f;
   const int64_t group_head = h % (p.heads_q / p.heads_kv), q_pairs = (block.rows + 1) / 2;
   const int64_t qk_ld = 2 * round_up(p.head_dim, ROW_ALIGN);
   const int64_t v_ld = 2 * round_up(p.value_dim, ROW_ALIGN);
@@ -156,8 +157,8 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
     gemm_pairs<AOrder::ROWS, true>(count, vectors<float>(p.head_dim), q_pairs, w.dS_rows, BLOCK_Q,
                                    w.Q_pairs, qk_ld, dK, params.key_sum.row);
     turnstile.leave();
-    gemm_pairs<AOrder::COLUMNS, true>(p.head_dim, block.vecs, (count + 1) / 2, w.K_pairs, qk_ld,
-                                      w.dS_pairs, 2 * BLOCK_Q, w.dQ_lanes, BLOCK_Q);
+    gemm_pairs<AOrder::COLUMNS, true>(block.rows, vectors<float>(p.head_dim), (count + 1) / 2,
+                                      w.dS_pairs, 2 * BLOCK_Q, w.K_pairs, qk_ld, w.dQ, dQ_ld);
   }
   write_query_gradient(params, block, static_cast<float>(p.scale), w);
 }

@@ -10,8 +10,8 @@
 //     S^T = K (Q^T * scale)           softcap, bias, ALiBi; masked only at the band's edges
 //     m' = column max of S^T if far above m, else m;  alpha = e^(m - m')
 //     P^T = e^(S^T - m')              l = alpha * l + column sum of P^T
-//     O^T = alpha * O^T + V^T P^T     dropout on P between the sum and this product
-//   out = O^T / l,  lse = m + ln l
+//     O = alpha * O + P V             dropout on P between the sum and this product
+//   out = O / l,  lse = m + ln l
 //
 // A sink is a key with score `sink` and value 0: m and l start at (sink, 1).
 // -inf: a query that has seen no key yet has m = -inf. Shifting by 0 instead keeps every exponent
@@ -20,7 +20,7 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 template <class T>
 struct ForwardScratch {
-  T *Q_lanes, *K, *V, *S, *O_lanes, *rows, *dropout, *bias;
+  T *Q_lanes, *K, *V, *S, *O, *rows, *dropout, *bias;
   alignas(64) T m[BLOCK_Q];
   alignas(64) T l[BLOCK_Q];
 
@@ -38,7 +38,7 @@ struct ForwardScratch {
       return taken;
     };
     Q_lanes = take(BLOCK_Q * qk);
-    O_lanes = take(BLOCK_Q * v);
+    O = take(BLOCK_Q * v);
     rows = take(BLOCK_Q * max_of(qk, v));
     K = take(BLOCK_KV * qk);
     V = take(BLOCK_KV * v);
@@ -47,6 +47,9 @@ struct ForwardScratch {
     bias = take(2 * BLOCK_KV * BLOCK_Q);
   }
 };
+
+// Columns of O, whose rows are queries.
+inline int64_t output_width(const AttentionParams& p) { return round_up(p.value_dim, ROW_ALIGN); }
 
 // `unit`: what a score of 1 is worth, so that m counts the scores as they come.
 template <class T, class Scratch>
@@ -59,7 +62,7 @@ inline void start_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
     w.l[q] = sink == NEG_INFINITY<T> ? T(0) : T(1);
   }
   if (block.keys.begin < block.keys.end) return;  // the first step writes O
-  for (int64_t i = 0; i < p.value_dim * BLOCK_Q; ++i) w.O_lanes[i] = T(0);
+  for (int64_t i = 0; i < block.rows * output_width(p); ++i) w.O[i] = T(0);
 }
 
 // How far scores may rise above m before m follows: weights then stay below e^5, and O and l are
@@ -89,10 +92,22 @@ inline Vec<T> finite_shift(Vec<T> m) {
   return V::select_less(m, lowest, V::broadcast(T(0)), m);
 }
 
-// l and, if there is one, O after m has moved from m_old to m_new; `factor` as in the weights.
+// The rows of O that belong to one vector of queries; none before the first product.
 template <class T>
-inline void rescale(Vec<T> m_old, Vec<T> m_new, T factor, Vec<T> sum, T* m, T* l, T* o,
-                    int64_t value_dim) {
+struct OutputRows {
+  T* data;
+  int64_t count, width;
+
+  OutputRows(T* O, int64_t lane, const QueryBlock<T>& block, bool none)
+      : data(O + lane * output_width(block.params)),
+        count(none ? 0 : min_of(block.rows - lane, Vec<T>::WIDTH)),
+        width(output_width(block.params)) {}
+};
+
+// l and O after m has moved from m_old to m_new; `factor` as in the weights.
+template <class T>
+inline void rescale(Vec<T> m_old, Vec<T> m_new, T factor, Vec<T> sum, T* m, T* l,
+                    const OutputRows<T>& o) {
   using V = Vec<T>;
   if (V::all_equal(m_old, m_new)) {
     (V::load(l) + sum).store(l);
@@ -101,15 +116,19 @@ inline void rescale(Vec<T> m_old, Vec<T> m_new, T factor, Vec<T> sum, T* m, T* l
   m_new.store(m);
   const V alpha = exp2((m_old - finite_shift(m_new)) * V::broadcast(factor));
   V::fma(V::load(l), alpha, sum).store(l);
-  if (o == nullptr) return;
-  for (int64_t d = 0; d < value_dim; ++d) {
-    (V::load(o + d * BLOCK_Q) * alpha).store(o + d * BLOCK_Q);
+  alignas(64) T factors[V::WIDTH];
+  alpha.store(factors);
+  for (int64_t q = 0; q < o.count; ++q) {
+    T* row = o.data + q * o.width;
+    for (int64_t d = 0; d < o.width; d += V::WIDTH) {
+      (V::load(row + d) * V::broadcast(factors[q])).store(row + d);
+    }
   }
 }
 
-// One vector of queries: m, weights in place of the scores, l. `o` is nullptr in the first step.
+// One vector of queries: m, weights in place of the scores, l.
 template <class T>
-inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t value_dim) {
+inline void online_softmax_update(T* s, int64_t count, T* m, T* l, const OutputRows<T>& o) {
   using V = Vec<T>;
   const V m_old = V::load(m), m_new = next_shift(s, count, m_old, T(SLACK));
   const V shift = finite_shift(m_new), log2e = V::broadcast(LOG2_E<T>);
@@ -128,7 +147,7 @@ inline void online_softmax_update(T* s, int64_t count, T* m, T* l, T* o, int64_t
     p.store(s + j * BLOCK_Q);
     sum[0] = sum[0] + p;
   }
-  rescale(m_old, m_new, LOG2_E<T>, sum[0] + sum[1], m, l, o, value_dim);
+  rescale(m_old, m_new, LOG2_E<T>, sum[0] + sum[1], m, l, o);
 }
 
 inline float log_of(float x) { return logf(x); }
@@ -137,12 +156,11 @@ inline double log_of(double x) { return ::log(x); }
 template <class T, class Scratch>
 inline void write_rows(const QueryBlock<T>& block, T unit, Scratch& w) {
   const AttentionParams& p = block.params;
-  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  transpose_padded(w.O_lanes, BLOCK_Q, p.value_dim, block.rows, w.rows, ld);
+  const int64_t ld = output_width(p);
   for (int64_t q = 0; q < block.rows; ++q) {
     const T inverse = w.l[q] == T(0) ? T(0) : T(1) / w.l[q];
     const char* out = row_pointer(p.out, p.dtype, block.b, block.h, block.q_row() + q);
-    store_row(w.rows + q * ld, inverse, p.dtype, p.value_dim, const_cast<char*>(out));
+    store_row(w.O + q * ld, inverse, p.dtype, p.value_dim, const_cast<char*>(out));
     const T lse = w.l[q] == T(0) ? NEG_INFINITY<T> : w.m[q] * unit + log_of(w.l[q]);
     *row_value<T>(p.lse, block.b, block.h, block.q_row() + q) = lse;
   }
@@ -171,16 +189,17 @@ inline void forward_block(const AttentionParams& p, int64_t b, int64_t h, int64_
     for (int64_t n = 0; n < block.vecs; ++n) {
       const int64_t at_lane = n * Vec<T>::WIDTH;
       online_softmax_update(w.S + at_lane, step.count(), w.m + at_lane, w.l + at_lane,
-                            first ? nullptr : w.O_lanes + at_lane, p.value_dim);
+                            OutputRows<T>(w.O, at_lane, block, first));
     }
     if (p.dropout.threshold != 0) {
       dropout_factors(block, step, w.dropout);
       multiply_tile(w.dropout, step.count(), block.vecs, w.S);
     }
     const Tile<T> V =
-        load_rows(p.value, p.dtype, b, block.h_kv, k_row, step.count(), p.value_dim, w.V);
+        load_vector_rows(p.value, p.dtype, b, block.h_kv, k_row, step.count(), p.value_dim, w.V);
     const auto product = first ? gemm<T, AOrder::COLUMNS, false> : gemm<T, AOrder::COLUMNS, true>;
-    product(p.value_dim, block.vecs, step.count(), V.data, V.ld, w.S, BLOCK_Q, w.O_lanes, BLOCK_Q);
+    product(block.rows, vectors<T>(p.value_dim), step.count(), w.S, BLOCK_Q, V.data, V.ld, w.O,
+            output_width(p));
     first = false;
   }
   write_rows(block, T(1), w);

@@ -23,7 +23,7 @@ struct Arena {
 
 struct ForwardScratchPairs {
   bf16_t *Q_lanes, *K, *V, *P;
-  float *S, *O_lanes, *rows, *dropout, *bias;
+  float *S, *O, *dropout, *bias;
   alignas(64) float m[BLOCK_Q];
   alignas(64) float l[BLOCK_Q];
 
@@ -35,8 +35,7 @@ struct ForwardScratchPairs {
     V = arena.take<bf16_t>(BLOCK_KV * v);
     P = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     S = arena.take<float>(BLOCK_KV * BLOCK_Q);
-    O_lanes = arena.take<float>(BLOCK_Q * v);
-    rows = arena.take<float>(BLOCK_Q * v);
+    O = arena.take<float>(BLOCK_Q * v);
     dropout = arena.take<float>(BLOCK_KV * BLOCK_Q);
     bias = arena.take<float>(2 * BLOCK_KV * BLOCK_Q);
   }
@@ -77,14 +76,14 @@ inline void compute_scores_pairs(const QueryBlock<float>& block, const KeyStep& 
 // One vector of queries: m; weights, times the dropout factors if there are any, as pairs of keys;
 // l.
 inline void online_softmax_update_pairs(const float* s, const float* dropout, int64_t count,
-                                        float unit, float* m, float* l, float* o, int64_t value_dim,
+                                        float unit, float* m, float* l, const OutputRows<float>& o,
                                         bf16_t* pairs) {
   using V = Vec<float>;
   const float log2_unit = unit * LOG2_E<float>;
   const V m_old = V::load(m), m_new = next_shift(s, count, m_old, static_cast<float>(SLACK) / unit);
   const V shift = finite_shift(m_new), factor = V::broadcast(log2_unit);
   const auto weight = [&](int64_t key) {
-    return exp2_for_bf16((V::load(s + key * BLOCK_Q) - shift) * factor);
+    return exp2_for_half((V::load(s + key * BLOCK_Q) - shift) * factor);
   };
   const auto store_pair = [&](int64_t key, V low, V high) {
     if (dropout != nullptr) {
@@ -106,7 +105,7 @@ inline void online_softmax_update_pairs(const float* s, const float* dropout, in
     sum[0] = sum[0] + low;
     store_pair(j, low, V::broadcast(0.f));
   }
-  rescale(m_old, m_new, log2_unit, sum[0] + sum[1], m, l, o, value_dim);
+  rescale(m_old, m_new, log2_unit, sum[0] + sum[1], m, l, o);
 }
 
 inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, int64_t q_begin,
@@ -133,14 +132,14 @@ inline void forward_block_pairs(const AttentionParams& p, int64_t b, int64_t h, 
     if (drop) dropout_factors(block, step, w.dropout);
     for (int64_t lane = 0; lane < block.vecs * Vec<float>::WIDTH; lane += Vec<float>::WIDTH) {
       online_softmax_update_pairs(w.S + lane, drop ? w.dropout + lane : nullptr, count, unit.unit,
-                                  w.m + lane, w.l + lane, first ? nullptr : w.O_lanes + lane,
-                                  p.value_dim, w.P + 2 * lane);
+                                  w.m + lane, w.l + lane,
+                                  OutputRows<float>(w.O, lane, block, first), w.P + 2 * lane);
     }
     zip_rows(bf16_row(p.value, b, block.h_kv, k_row), p.value.row, count, p.value_dim, w.V);
     const auto product =
         first ? gemm_pairs<AOrder::COLUMNS, false> : gemm_pairs<AOrder::COLUMNS, true>;
-    product(p.value_dim, block.vecs, (count + 1) / 2, w.V, v_ld, w.P, 2 * BLOCK_Q, w.O_lanes,
-            BLOCK_Q);
+    product(block.rows, vectors<float>(p.value_dim), (count + 1) / 2, w.P, 2 * BLOCK_Q, w.V, v_ld,
+            w.O, output_width(p));
     first = false;
   }
   write_rows(block, unit.unit, w);

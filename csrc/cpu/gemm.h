@@ -7,14 +7,16 @@
 //
 //   C[m][n] (+)= sum_k A(m, k) * B[k][n]       n runs over SIMD lanes
 //
-//   S^T  [keys][queries] =  K  Q^T     A = K rows        B = Q^T     lanes = queries
-//   O^T  [dims][queries] += V^T P^T    A = V by columns  B = P^T     lanes = queries
-//   dP^T [keys][queries] =  V dO^T     A = V rows        B = dO^T    lanes = queries
-//   dQ^T [dims][queries] += K^T dS^T   A = K by columns  B = dS^T    lanes = queries
-//   dV   [keys][dims]    += P^T dO     A = P^T rows      B = dO      lanes = dims
-//   dK   [keys][dims]    += dS^T Q     A = dS^T rows     B = Q       lanes = dims
+//   S^T  [keys][queries] =  K  Q^T     A = K rows           B = Q^T     lanes = queries
+//   O    [queries][dims] += P  V       A = P^T by columns   B = V       lanes = dims
+//   dP^T [keys][queries] =  V dO^T     A = V rows           B = dO^T    lanes = queries
+//   dQ   [queries][dims] += dS K       A = dS^T by columns  B = K       lanes = dims
+//   dV   [keys][dims]    += P^T dO     A = P^T rows         B = dO      lanes = dims
+//   dK   [keys][dims]    += dS^T Q     A = dS^T rows        B = Q       lanes = dims
 //
-// With queries in the lanes the softmax runs down columns: maxima, sums and rescaling are vertical.
+// With queries in the lanes the softmax runs down columns: maxima and sums are vertical. What grows
+// over the steps has dims in the lanes, so that a block of few queries wastes none, and is written
+// as it lies.
 namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
 enum class AOrder { ROWS, COLUMNS };  // A(m, k) = a[m * lda + k] or a[m + k * lda]

@@ -18,13 +18,13 @@ namespace {
 
 #if defined(FUSED_ATTENTION_AMX_MODEL)
 // Tests want to see every length on tiles, on every machine with AVX-512.
-constexpr int64_t FEWEST_QUERIES = 1;
+constexpr int64_t FEWEST_ON_TILES = 1;
 bool bf16_supported() { return kernels_avx512.supported(); }
 bool fp16_supported() { return kernels_avx512.supported(); }
 const KernelSet* const bf16_without_tiles = &avx512_fp32;
 #else
 // A block of fewer queries is mostly padding, and packing its keys costs more than it saves.
-constexpr int64_t FEWEST_QUERIES = 8;
+constexpr int64_t FEWEST_ON_TILES = 8;
 
 // The tiles' state is large, so Linux lets a process use it only after being asked.
 bool permitted() {
@@ -58,7 +58,7 @@ template <class Half>
 constexpr TileKernels tile_kernels() {
   using namespace amx;
   return {
-      [](const AttentionParams& p) { return p.len_q >= FEWEST_QUERIES; },
+      [](const AttentionParams& p) { return p.len_q >= FEWEST_ON_TILES; },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::FORWARD); },
       [](const AttentionParams& p) { return PackedKeys::granule_bytes(p, PackedKeys::BACKWARD); },
       TileForwardScratch::bytes,
@@ -66,6 +66,7 @@ constexpr TileKernels tile_kernels() {
       forward_on_tiles<Half>,
       backward_on_tiles<Half>,
       finish_tile_row<Half>,
+      multiply_tiles_in_registers<Half>,
   };
 }
 

@@ -2,6 +2,7 @@
 
 #include "bias_gradient.h"
 #include "forward.h"
+#include "peak.h"
 
 namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 
@@ -19,6 +20,7 @@ constexpr KernelSet kernel_set() {
       },
       bias_tiles,
       bias_gradient_tile<T>,
+      multiply_in_registers<T>,
   };
 }
 

@@ -2,6 +2,7 @@
 
 #include "backward_pairs.h"
 #include "bias_gradient.h"
+#include "peak.h"
 
 // The kernels of a tier that multiplies bf16 pairs. The gradient of the bias, a pass of its own,
 // stays with fp32 products.
@@ -19,6 +20,7 @@ constexpr KernelSet BF16_KERNELS = {
     },
     bias_tiles,
     bias_gradient_tile<float>,
+    multiply_pairs_in_registers,
 };
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

@@ -17,6 +17,7 @@ struct KernelSet {
   void (*finish_key_row)(const BackwardParams&, int64_t b, int64_t h, int64_t row);
   int64_t (*bias_tiles)(const BackwardParams&);
   void (*bias_gradient)(const BackwardParams&, int64_t tile, void* scratch);
+  double (*peak)(int64_t rounds);  // see peak.h
 };
 
 // One dtype on tiles. Whoever launches them gives them memory for the packed keys of each head.
@@ -31,6 +32,7 @@ struct TileKernels {
   void (*backward)(const BackwardParams&, int64_t b, int64_t h, int64_t q_begin, int32_t* turns,
                    const PackedHead&, void* scratch);
   void (*finish_key_row)(const BackwardParams&, int64_t b, int64_t h, int64_t row);
+  double (*peak)(int64_t rounds);  // see peak.h
 };
 
 struct Kernels {

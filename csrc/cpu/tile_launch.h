@@ -5,11 +5,16 @@
 // Launches whose kernels read packed keys: who packs them, where they lie and for how long.
 namespace fused_attention::cpu {
 
+// nullptr: the tier has no tiles for this dtype.
+inline const TileKernels* tile_kernels(const Kernels& tier, DType dtype) {
+  return dtype == DType::BFLOAT16  ? tier.bf16_tiles
+         : dtype == DType::FLOAT16 ? tier.fp16_tiles
+                                   : nullptr;
+}
+
 // nullptr: this problem is not for tiles.
 inline const TileKernels* tile_kernels(const Kernels& tier, const AttentionParams& p) {
-  const TileKernels* tiles = p.dtype == DType::BFLOAT16  ? tier.bf16_tiles
-                             : p.dtype == DType::FLOAT16 ? tier.fp16_tiles
-                                                         : nullptr;
+  const TileKernels* tiles = tile_kernels(tier, p.dtype);
   return tiles != nullptr && tiles->serves(p) ? tiles : nullptr;
 }
 

@@ -37,7 +37,10 @@ inline const char* row_pointer(const Operand& x, DType dtype, int64_t b, int64_t
 inline void convert_row(const char* src, DType dtype, int64_t n, float* dst) {
   using V = Vec<float>;
   if (dtype == DType::FLOAT32) {
-    std::memcpy(dst, src, n * sizeof(float));
+    const float* values = reinterpret_cast<const float*>(src);
+    int64_t i = 0;
+    for (; i + V::WIDTH <= n; i += V::WIDTH) V::load(values + i).store(dst + i);
+    if (i < n) std::memcpy(dst + i, values + i, (n - i) * sizeof(float));
     return;
   }
   const uint16_t* half = reinterpret_cast<const uint16_t*>(src);
@@ -143,6 +146,14 @@ inline Tile<T> load_padded_rows(const Operand& x, DType dtype, int64_t b, int64_
   return {buffer, ld};
 }
 
+// The same for the products that read rows as vectors: in place only if they are whole vectors.
+template <class T>
+inline Tile<T> load_vector_rows(const Operand& x, DType dtype, int64_t b, int64_t h, int64_t row,
+                                int64_t n, int64_t dim, T* buffer) {
+  const auto load = dim % Vec<T>::WIDTH == 0 ? load_rows<T> : load_padded_rows<T>;
+  return load(x, dtype, b, h, row, n, dim, buffer);
+}
+
 inline int64_t transpose_width(const float*) { return Vec<float>::WIDTH; }
 inline int64_t transpose_width(const double*) { return 0; }
 inline void transpose_block(const double*, int64_t, double*, int64_t) {}
@@ -166,14 +177,6 @@ inline void transpose(const T* src, int64_t ld_src, int64_t rows, int64_t cols, 
   }
 }
 
-// dst[j][i] = src[i][j] for all j < cols and at least all i < rows: whole blocks, where both sides
-// have room for them.
-template <class T>
-inline void transpose_padded(const T* src, int64_t ld_src, int64_t rows, int64_t cols, T* dst,
-                             int64_t ld_dst) {
-  transpose(src, ld_src, round_up(rows, ROW_ALIGN), round_up(cols, ROW_ALIGN), dst, ld_dst);
-}
-
 // Queries as lanes: dst[d][q] = x[q][d] * factor for `rows` queries; the other lanes of the last
 // vector are 0, so that they take part in products harmlessly. The rows of a square of lanes are
 // gathered first: single elements stored into dst would have to be waited for when it is read.
@@ -190,9 +193,8 @@ inline void load_lanes(const Tile<float>& x, int64_t rows, int64_t dim, float fa
           (V::load(x.data + (q + i) * x.ld + d) * scale).store(row);
         } else {
           const float* src = x.data + (q + i) * x.ld + d;
-          for (int64_t j = 0; j < V::WIDTH; ++j) {
-            row[j] = q + i < rows && j < count ? src[j] * factor : 0.f;
-          }
+          V::broadcast(0.f).store(row);
+          for (int64_t j = 0; q + i < rows && j < count; ++j) row[j] = src[j] * factor;
         }
       }
       transpose_block(square, V::WIDTH, dst + d * BLOCK_Q + q, BLOCK_Q);

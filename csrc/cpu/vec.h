@@ -51,9 +51,9 @@ inline Vec<float> exp2(Vec<float> x) {
   return V::scale_by_floor(p, x);
 }
 
-// The same for weights that are rounded to bf16; only their sum, in the LSE, sees the relative
-// error of 8.3e-8.
-inline Vec<float> exp2_for_bf16(Vec<float> x) {
+// The same for weights that are rounded to bf16 or fp16; only their sum, in the LSE, sees the
+// relative error of 8.3e-8.
+inline Vec<float> exp2_for_half(Vec<float> x) {
   using V = Vec<float>;
   const V f = V::fraction(x);
   V p = V::broadcast(1.867130213339448e-3f);

@@ -23,10 +23,11 @@ from torch.autograd.function import _SingleLevelFunction
 
 from fused_attention.autocast import without_autocast
 from fused_attention.backends import get, reference
-from fused_attention.backends.call import Call
+from fused_attention.backends.call import Call, Gradients
 from fused_attention.batching import backward_rule, forward_rule, row_contiguous
 from fused_attention.checks import check_values
 from fused_attention.forward_mode import dual_backward, dual_forward, has_tangent, wants_gradient
+from fused_attention.shortcut import watched
 from fused_attention.signature import (
     BACKWARD_TENSORS,
     BIAS,
@@ -74,9 +75,22 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(*args: Any) -> tuple[Tensor, ...]:
-    (grad_out, grad_lse), call, (out, lse), (backend, bias_grad) = split_backward(args)
+    parts = split_backward(args)
+    grads, empty = _gradients(*parts), parts[1].query.new_empty
+    return (
+        *grads[:3],
+        empty(0) if grads.bias is None else grads.bias,
+        empty(0) if grads.sinks is None else grads.sinks,
+    )
+
+
+def _gradients(
+    grads: Sequence[Any], call: Call, results: Sequence[Any], rest: Sequence[Any]
+) -> Gradients:
+    """What the backend says, of the parts that `split_backward` gives."""
+    (grad_out, grad_lse), (out, lse), (backend, bias_grad) = grads, results, rest
     # Autograd hands on gradients of any layout: that of out.sum() is one expanded number.
-    grads = get(backend).backward(
+    return get(backend).backward(
         call,
         row_contiguous(grad_out),
         None if grad_lse is None else grad_lse.contiguous(),
@@ -84,11 +98,9 @@ def _backward(*args: Any) -> tuple[Tensor, ...]:
         lse.contiguous(),
         bias_grad,
     )
-    return (
-        *grads[:3],
-        call.query.new_empty(0) if grads.bias is None else grads.bias,
-        call.query.new_empty(0) if grads.sinks is None else grads.sinks,
-    )
+
+
+_BODIES = {forward_op: _forward, backward_op: _backward}
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor]:
@@ -127,11 +139,11 @@ class _Forward(_SingleLevelFunction):
             grad_out = torch.zeros_like(out)
         *scalars, backend = ctx.scalars
         call, bias_grad = Call(*tensors, *scalars), needed[BIAS]
-        args = join_backward((grad_out, grad_lse), call, (out, lse), (backend, bias_grad))
+        parts = (grad_out, grad_lse), call, (out, lse), (backend, bias_grad)
         if torch.is_grad_enabled() or _transforms_active():
-            found = backward_op(*args)
+            found = backward_op(*join_backward(*parts))
         else:
-            found = _below_autograd(backward_op, args)
+            found = _gradients_below_autograd(*parts)
         for index, grad in zip(DIFFERENTIABLE, found, strict=True):
             if needed[index]:
                 grads[index] = grad
@@ -209,9 +221,18 @@ def _one_level_down(op: Any, args: Sequence[Any]) -> Any:
         return _below_autograd(op, args)
 
 
-def _below_autograd(op: Any, args: Sequence[Any]) -> Any:
+def _gradients_below_autograd(grads: Any, call: Call, results: Any, rest: Any) -> Sequence[Any]:
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        if watched((*grads, *call, *results)):
+            found: Sequence[Any] = backward_op(*join_backward(grads, call, results, rest))
+            return found
+        return _gradients(grads, call, results, rest)
+
+
+def _below_autograd(op: Any, args: Sequence[Any]) -> Any:
+    """The operator, or its body at once."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args) if watched(args) else _BODIES[op](*args)
 
 
 def _autograd_kernel(function: Any, op: Any) -> Callable[..., Any]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from fused_attention import checks
 from fused_attention.masks import Band
 
+PREFILL = 16  # queries from which on a plain cache is better read by `attention`
+
 
 class DecodeProblem(NamedTuple):
     """Shapes, dtypes and features of one step of decoding; holds no tensor and prints itself."""

@@ -20,6 +20,7 @@ from fused_attention.decode_checks import check_decode_values
 from fused_attention.decode_problem import DecodeProblem
 from fused_attention.masks import Band
 from fused_attention.prepare import cast_contiguous, resolve_band, to_int32
+from fused_attention.shortcut import watched
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -157,7 +158,7 @@ def attention_with_kv_cache(
     )
     args = (*call, dispatch.select(problem, backend).NAME)
     # A plain call skips the operator, which costs as much as a short step, not what is in it.
-    if torch.compiler.is_compiling() or _watched(call):
+    if torch.compiler.is_compiling() or watched(args):
         out, lse = decode_op(*args)
     else:
         out, lse = _decode_autograd(*args, plain=True)
@@ -270,14 +271,6 @@ def _decode(*args: Any) -> tuple[Tensor, Tensor]:
 def _decode_fake(*args: Any) -> tuple[Tensor, Tensor]:
     call = DecodeCall(*args[:-1])
     return call.empty_out(), call.empty_lse()
-
-
-def _watched(call: DecodeCall) -> bool:
-    """Whether a mode, a transform or a subclass of Tensor must see the operator."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return True
-    plain = (Tensor, torch.nn.Parameter)
-    return any(isinstance(x, Tensor) and type(x) not in plain for x in call[:13])
 
 
 def _decode_autograd(*args: Any, plain: bool = False) -> tuple[Tensor, Tensor]:

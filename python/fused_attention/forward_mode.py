@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fused_attention.autocast import without_autocast
 from fused_attention.backends import forward_mode_of, reference
 from fused_attention.backends.call import Call
 from fused_attention.batching import jvp_rule, row_contiguous
@@ -62,7 +63,7 @@ def dual_forward(forward: Callable[..., Any], args: Sequence[Any]) -> tuple[Tens
 def dual_backward(args: Sequence[Any]) -> tuple[Tensor, ...]:
     """fused_attention::backward on dual numbers: the formula, which torch differentiates."""
     grads, call, results, (_, bias_grad) = split_backward(args)
-    with reference.without_autocast(call.query):
+    with without_autocast(call.query.device.type):
         found = reference.differentiable_backward(grads, call, results)
     nothing = call.query.new_empty(0)
     return (

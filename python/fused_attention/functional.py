@@ -11,7 +11,7 @@ from fused_attention.checks import check_tensor
 from fused_attention.dispatch import Explanation
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
-from fused_attention.prepare import prepare, run
+from fused_attention.prepare import prepare, run, run_plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -106,6 +106,12 @@ def attention(
         ValueError: an argument has a wrong device, shape, layout or value.
         NotImplementedError: the backend asked for cannot run this; the message says why.
     """
+    added = bias is not None or alibi_slopes is not None or sinks is not None
+    if not added and kv_lengths is None and band_offsets is None:
+        mask, numbers = (causal, window, band), (scale, softcap, dropout_p)
+        plain = run_plain(query, key, value, mask, numbers, backend)
+        if plain is not None:
+            return plain if return_lse else plain[0]
     problem, call = prepare(
         query,
         key,

@@ -72,7 +72,7 @@ TILES = (
 
 
 def use_model(monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
-    for name in ("cpu_forward", "cpu_backward"):
+    for name in ("cpu_attention", "cpu_forward", "cpu_backward"):
         monkeypatch.setattr(torch.ops.fused_attention, name, getattr(operators(), name))
     monkeypatch.setattr(_ext, "cpu_isa", lambda: tier)
 
@@ -196,7 +196,7 @@ import torch
 from native.amx_model import operators
 from fused_attention import _ext, attention
 _ext.cpu_isa()
-for name in ("cpu_forward", "cpu_backward"):
+for name in ("cpu_attention", "cpu_forward", "cpu_backward"):
     setattr(torch.ops.fused_attention, name, getattr(operators(), name))
 _ext.cpu_isa = lambda: "amx_bf16"
 PAGE, NONE = mmap.PAGESIZE, 0

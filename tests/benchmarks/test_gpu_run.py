@@ -39,7 +39,7 @@ TINY = (
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The set cuda-quick becomes a tiny one whose tensors lie on the CPU, the clock a fake."""
     monkeypatch.setitem(cases.CASE_SETS, "cuda-quick", TINY)
-    monkeypatch.setattr(run, "contenders_for", lambda case: CUDA_CONTENDERS)
+    monkeypatch.setattr(run, "contenders_for", lambda case, set_name: CUDA_CONTENDERS)
     monkeypatch.setattr(limits, "MATRIX_SIZE", 32)
     monkeypatch.setattr(limits, "BLOCK_FLOATS", 1024)
 

@@ -26,7 +26,7 @@ FLAGS = (
 
 @functools.cache
 def operators() -> Any:
-    """The operators cpu_forward, cpu_backward and cpu_isas of that library.
+    """The operators cpu_attention, cpu_forward, cpu_backward and cpu_isas of that library.
 
     Sources and flags are those of setup.py; only what has changed is compiled.
     """

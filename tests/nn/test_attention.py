@@ -10,9 +10,9 @@ from budget import assert_same
 from torch import Tensor
 
 from fused_attention import Band
+from fused_attention.decode_problem import PREFILL
 from fused_attention.formulas import AttentionTerms, dense_forward
 from fused_attention.nn import Attention, Rotary, Sequences, alibi_slopes, pack, unpack
-from fused_attention.nn.kv_cache import PREFILL
 
 DIM, HEADS, LENGTH = 24, 4, 9
 LENGTHS = torch.tensor([4, LENGTH, 1])

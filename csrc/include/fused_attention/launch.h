@@ -30,6 +30,14 @@ Status launch_decode(const DecodeParams& params, const char* isa, const ThreadPo
 // Bytes of workspace that launch_decode wants, which depends on the lengths.
 int64_t decode_workspace_bytes(const DecodeParams& params, const char* isa);
 
+// `flops`: what all threads together did in so many rounds of the multiplications that the kernels
+// of this dtype use, in registers. Whoever times the call learns the limit of every kernel.
+Status launch_peak(DType dtype, int64_t rounds, const char* isa, const ThreadPool& pool,
+                   double* flops);
+
+// Reads `bytes` bytes, in whole lines of 64, once; `found`: the bits that are set anywhere.
+Status launch_read(const void* data, int64_t bytes, const ThreadPool& pool, uint64_t* found);
+
 // Tiers that this build has and this machine can run, best first, separated by commas.
 const char* available_isas();
 

@@ -65,7 +65,7 @@ struct BackwardParams {
   RowVector grad_lse;  // absent: zero
   RowVector delta;     // written: rowsum(dO * O) - dLSE
   Bias grad_bias;      // absent: not wanted
-  // Accumulation type, zeroed, rows padded to `dim` elements: dK and dV grow here in a fixed order.
+  // Accumulation type, rows padded: dK and dV grow here in a fixed order. The launch fills them in.
   Operand key_sum, value_sum;
 };
 

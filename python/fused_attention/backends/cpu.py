@@ -12,12 +12,12 @@ from fused_attention.backends.call import Call, DecodeCall, Gradients, sink_grad
 
 if TYPE_CHECKING:
     from fused_attention.decode_problem import DecodeProblem
+    from fused_attention.masks import Band
     from fused_attention.problem import Problem
 
 NAME = "cpu"
 DEVICE_TYPES = ("cpu",)
 MAX_HEAD_DIM = 512
-ROW_ALIGN = 16  # csrc/cpu/tiles.h: rows read as vectors are padded to whole vectors
 
 
 def why_not(problem: Problem | DecodeProblem) -> list[str]:
@@ -34,13 +34,37 @@ def why_not(problem: Problem | DecodeProblem) -> list[str]:
     return reasons
 
 
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, band: Band, scale: float | None
+) -> tuple[Tensor, Tensor] | None:
+    """(out, lse) of a call that has nothing but these arguments, or None: ask the long way.
+
+    One operator checks the arguments, makes the results and runs the kernel. For a few tokens that
+    takes less time than the checks alone take in Python.
+    """
+    if _ext.cpu_unavailable() is not None:
+        return None
+    scalars = (scale, band.left, band.right, band.offset, _ext.cpu_isa())
+    try:
+        results: tuple[Tensor, Tensor]
+        results = torch.ops.fused_attention.cpu_attention.default(query, key, value, *scalars)
+    except RuntimeError:  # dtypes, devices, shapes, strides that it does not take
+        return None
+    return results
+
+
 def forward(call: Call) -> tuple[Tensor, Tensor]:
     """(out, lse) of one call; see Call for shapes."""
     arguments = _arguments(call)  # first of all: this loads the operators
     out, lse = call.empty_out(), call.empty_lse()
-    inputs = (call.query, call.key, call.value, call.sinks)
-    backward_follows = any(x is not None and x.requires_grad for x in inputs)
-    torch.ops.fused_attention.cpu_forward(*arguments, backward_follows, out, lse)
+    sinks = call.sinks
+    backward_follows = (
+        call.query.requires_grad
+        or call.key.requires_grad
+        or call.value.requires_grad
+        or (sinks is not None and sinks.requires_grad)
+    )
+    torch.ops.fused_attention.cpu_forward.default(*arguments, backward_follows, out, lse)
     return out, lse
 
 
@@ -57,18 +81,16 @@ def backward(
     The last dimension of grad_out and out is contiguous, as that of query, key and value.
     """
     arguments = _arguments(call)
-    query, key, value = call.query, call.key, call.value
-    grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+    grad_query = torch.empty_like(call.query)
+    grad_key, grad_value = torch.empty_like(call.key), torch.empty_like(call.value)
     grad_bias = torch.empty_like(call.bias) if needs_bias_grad and call.bias is not None else None
     delta = torch.empty_like(lse)
-    torch.ops.fused_attention.cpu_backward(
+    torch.ops.fused_attention.cpu_backward.default(
         *arguments,
         out,
         lse,
         grad_out,
         grad_lse,
-        _accumulator(key, call.lse_dtype),
-        _accumulator(value, call.lse_dtype),
         delta,
         grad_query,
         grad_key,
@@ -102,15 +124,3 @@ def _arguments(call: Call) -> tuple[object, ...]:
         call.dropout_p,
         _ext.cpu_isa(),
     )
-
-
-def _accumulator(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros in which the gradient of a key or value grows: [B, H, L, dim rounded up].
-
-    The heads of packed tensors lie apart ([H, T, dim]), returned as the view [T, H, dim].
-    """
-    dim = -(-tensor.shape[-1] // ROW_ALIGN) * ROW_ALIGN
-    if tensor.dim() == 4:
-        return tensor.new_zeros((*tensor.shape[:-1], dim), dtype=dtype)
-    total, heads, _ = tensor.shape
-    return tensor.new_zeros((heads, total, dim), dtype=dtype).transpose(0, 1)

@@ -93,7 +93,7 @@ def differentiable_jvp(
     call: Call, tangents: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same as a formula that torch can differentiate again."""
-    with without_autocast(call.query):
+    with without_autocast(call.query.device.type):
         return attention_jvp_reference(
             call.query, call.key, call.value, AttentionTangents(*tangents), **_keywords(call)
         )

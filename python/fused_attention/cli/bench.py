@@ -89,8 +89,9 @@ def show(output: Output, report: Report) -> None:
         heading, headers, body = table.time_table(report, threads)
         output.heading(heading)
         rows = [headers, *body]
-        if output.width < FULL_WIDTH and headers == table.TIME_HEADERS:
-            rows = [[*row[:3], *row[5:]] for row in rows]  # the peers' times: the ratios tell them
+        if output.width < FULL_WIDTH and headers == table.time_headers(report):
+            behind = 3 + len(table.peers_in(report))  # the peers' times, which the ratios tell
+            rows = [[*row[:3], *row[behind:]] for row in rows]
         output.table(rows[0], rows[1:], left=2, style=_colour)
     if report["memory"]:
         output.heading(table.MEMORY_HEADING)

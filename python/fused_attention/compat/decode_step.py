@@ -14,12 +14,11 @@ from fused_attention.compat.conventions import can_read, last_contiguous
 from fused_attention.compat.kv_cache import check_pages, longest, read_lengths
 from fused_attention.compat.logged import DOOR
 from fused_attention.compat.rotation import dense_positions
+from fused_attention.decode_problem import PREFILL
 
 if TYPE_CHECKING:
     from fused_attention.compat.cached_attention import Queries, Rotary
     from fused_attention.compat.kv_cache import Cache, NewTokens
-
-PREFILL = 16  # queries from which on a plain cache is better read by `attention`
 
 
 def decode_step(

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fused_attention import log
+from fused_attention.decode_problem import PREFILL
 from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.functional import attention
 from fused_attention.masks import Band
-
-PREFILL = 16  # queries from which on a cache is better read by `attention`
 
 
 class Cache(Protocol):

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.init import constant_, xavier_normal_, xavier_uniform_
 from torch.nn.parameter import Parameter
 
+from fused_attention.decode_problem import PREFILL
 from fused_attention.masks import Band
 from fused_attention.nn.inputs import check_inputs, check_sizes
-from fused_attention.nn.kv_cache import PREFILL, KVCache
+from fused_attention.nn.kv_cache import KVCache
 from fused_attention.nn.mask_terms import mask_terms
 from fused_attention.nn.multi_head import (
     Projection,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fused_attention import log
+from fused_attention.decode_problem import PREFILL
 from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.masks import Band
-from fused_attention.nn.kv_cache import PREFILL, check_new, prefill
+from fused_attention.nn.kv_cache import check_new, prefill
 
 
 class PagedKVCache:
