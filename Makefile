@@ -138,7 +138,7 @@ $(STAMPS)/tools: $(STAMPS)/base pyproject.toml setup.py
 		{ [ -e $(SYSTEM_TORCH) ] && touch $(OFFLINE) && \
 		echo "not all tools could be fetched; going on with those that are there" && \
 		$(EDITABLE) --no-deps -e .; } || \
-		{ echo "the build needs $(BUILD_TOOLS) and a working C++ compiler, see above"; exit 1; }
+		{ echo 'the build needs $(BUILD_TOOLS) and a working C++ compiler, see above'; exit 1; }
 	@touch $@ $(STAMPS)/build
 
 # After a fresh $(STAMPS)/tools there is nothing left to do.
