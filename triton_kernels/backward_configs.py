@@ -80,7 +80,8 @@ def _key_list(dim: int, hopper: bool) -> list[Config]:
         large = [Config(32, 128, 8, 2)] if hopper else []
         return [*large, Config(32, 64, 4, 2), Config(32, 64, 4, 1)]
     if dim <= 256:
-        return [Config(32, 64, 8, 1), Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
+        large = [] if hopper else [Config(32, 64, 8, 1)]
+        return [*large, Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
 
 
@@ -92,7 +93,8 @@ def _query_list(dim: int, hopper: bool) -> list[Config]:
         large = [Config(128, 64, 8, 2)] if hopper else []
         return [*large, Config(64, 32, 4, 2), Config(64, 32, 4, 1)]
     if dim <= 256:
-        return [Config(64, 32, 8, 1), Config(32, 32, 4, 1)]
+        large = [Config(128, 32, 8, 1)] if hopper else [Config(64, 32, 8, 1)]
+        return [*large, Config(32, 32, 4, 1)]
     return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
 
 
@@ -105,8 +107,8 @@ def _jvp_list(dim: int, hopper: bool) -> list[Config]:
         large = [Config(128, 32, 8, 2)] if hopper else []
         return [*large, Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if dim <= 256:
-        return [Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(16, 32, 4, 1)]
-    return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
+        return [Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
+    return [Config(16, 32, 8, 1)]
 
 
 def _wide_list(dim: int) -> list[Config]:
