@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .arguments import call_arguments, call_constants, operand_arguments, row_arguments
@@ -21,6 +20,7 @@ from .backward_key import backward_key_kernel
 from .backward_query import backward_query_kernel
 from .launch import Config, arch_of, launch
 from .schedule import heads_side_by_side
+from .tiles import cdiv
 
 _DELTA_ELEMENTS = 8192  # of out that a program of the delta kernel takes at once
 
@@ -91,7 +91,7 @@ def _launch_delta(arguments: dict[str, Any], constants: dict[str, Any]) -> None:
     rows = arguments["total_q" if packed else "len_q"]
     batch = 1 if packed else arguments["batch"]
     block = max(16, min(128, _DELTA_ELEMENTS // constants["VALUE_BLOCK"]))
-    blocks = triton.cdiv(rows, block)
+    blocks = cdiv(rows, block)
     launch(
         backward_delta_kernel,
         (blocks * arguments["heads_q"] * batch,),
@@ -135,7 +135,7 @@ def _schedule(
     rows = arguments[f"len_{side}"]
     if constants["IS_PACKED"] and arguments[f"total_{side}"] > 0:
         rows = max(rows, 1)  # rows behind the last sequence are to be written even so
-    blocks = triton.cdiv(rows, block)
+    blocks = cdiv(rows, block)
     per_row = arguments["heads_q" if side == "q" else "heads_kv"]
     heads = per_row * (arguments["batch"] + constants["IS_PACKED"])
     group = arguments["group"]

@@ -13,11 +13,11 @@ import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from .backward_bias_kernel import backward_bias_kernel
 from .launch import Config, launch
+from .tiles import cdiv
 
 _PROGRAMS = 512  # enough to fill a GPU a few times
 
@@ -37,7 +37,7 @@ def bias_gradient(
         return
     lengths = arguments["len_q"], arguments["len_k"]
     blocks = [
-        triton.cdiv(length, block)
+        cdiv(length, block)
         for length, block in zip(lengths, (config.block_q, config.block_kv), strict=True)
     ]
     whole = (arguments["batch"], arguments["heads_q"], *blocks)
@@ -58,7 +58,7 @@ def bias_gradient(
         **{f"grad_bias_{axis}": stride for axis, stride in strides},
         **{f"tiles_{axis}": n for axis, n in zip("bhqk", whole, strict=True)},
         **{f"sum_{axis}": n for axis, n in zip("bhqk", inner, strict=True)},
-        "per_split": triton.cdiv(terms, splits),
+        "per_split": cdiv(terms, splits),
         "terms": terms,
         "tiles": tiles,
     }

@@ -107,8 +107,8 @@ def _jvp_list(dim: int, hopper: bool) -> list[Config]:
         large = [Config(128, 32, 8, 2)] if hopper else []
         return [*large, Config(64, 32, 8, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)]
     if dim <= 256:
-        return [Config(64, 32, 8, 1), Config(32, 32, 4, 1), Config(16, 32, 4, 1)]
-    return [Config(32, 32, 8, 1), Config(16, 32, 8, 1)]
+        return [Config(32, 32, 8, 1), Config(16, 32, 4, 1)]
+    return [Config(16, 32, 8, 1)]
 
 
 def _wide_list(dim: int) -> list[Config]:

@@ -181,7 +181,7 @@ def _amd_list(dim: int) -> list[Config]:
 
 def _for_rows(config: Config, rows: int) -> Config:
     """No larger tile than there are rows; 16 is the least that a product takes."""
-    block_q = min(config.block_q, max(16, triton.next_power_of_2(rows)))
+    block_q = min(config.block_q, max(16, 1 << (rows - 1).bit_length()))
     if block_q == config.block_q:
         return config
     warps = min(config.num_warps, 4 if block_q >= 64 else 2)

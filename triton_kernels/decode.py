@@ -29,7 +29,7 @@ from .launch import Config, launch
 from .rotary import load_rotated
 from .scores import change_scores
 from .softmax import online_softmax_finish, online_softmax_update, start_rows
-from .tiles import operand_base
+from .tiles import cdiv, operand_base
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -206,7 +206,7 @@ def attention_decode(call: Any, out: Tensor, lse: Tensor) -> None:
     heads_kv = call.key_cache.shape[1]
     if call.key is not None:
         block = min(16, triton.next_power_of_2(max(1, call.len_new)))
-        grid = (batch * heads_kv * triton.cdiv(call.len_new, block),)
+        grid = (batch * heads_kv * cdiv(call.len_new, block),)
         arguments |= operand_arguments("key", call.key) | operand_arguments("value", call.value)
         launch(append_kernel, grid, arguments, constants | {"BLOCK_NEW": block}, _SMALL)
     if lse.numel() == 0:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 
 from .arguments import operand_arguments
 from .scores import score_terms
-from .tiles import dot_precision, padded_dim
+from .tiles import cdiv, dot_precision, padded_dim
 
 # Integers for which kernels are not compiled anew: see SIZES in arguments.py.
 SIZES = (
@@ -65,7 +64,7 @@ def decode_constants(call: Any) -> dict[str, Any]:
         "DIM_BLOCK": padded_dim(head_dim),
         "VALUE_DIM": value_dim,
         "VALUE_BLOCK": padded_dim(value_dim),
-        "PART_DIM": triton.cdiv(value_dim, 16) * 16,  # rows of parts begin at 16 bytes
+        "PART_DIM": cdiv(value_dim, 16) * 16,  # rows of parts begin at 16 bytes
         "IS_PAGED": call.block_table is not None,
         "IS_BATCH_INVARIANT": call.batch_invariant,
         "HAS_CACHE_BATCH": call.cache_batch is not None,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .launch import Config, arch_of
-from .tiles import padded_dim
+from .tiles import cdiv, padded_dim
 
 # With batch_invariant, keys [512 n, 512 n + 512) are always one part.
 INVARIANT_KEYS = tl.constexpr(512)
@@ -44,7 +44,7 @@ def parts_of(call: Any) -> Parts:
         call.block_table is not None,
         arch_of(call.query.device),
     )
-    row_tiles = triton.cdiv(rows, config.block_q)
+    row_tiles = cdiv(rows, config.block_q)
     splits = _splits(call, row_tiles * heads_kv * call.query.shape[0], config.block_kv)
     # One path for any number of parts, or the number would show in the last bit.
     return Parts(config, row_tiles, splits, splits > 1 or call.batch_invariant)
@@ -53,9 +53,9 @@ def parts_of(call: Any) -> Parts:
 def _splits(call: Any, tiles: int, block_kv: int) -> int:
     capacity = call.capacity
     if call.batch_invariant:
-        return max(1, triton.cdiv(capacity, INVARIANT_KEYS.value))
+        return max(1, cdiv(capacity, INVARIANT_KEYS.value))
     keys = min(capacity, call.left + call.right + call.query.shape[2])
-    most = min(max(1, triton.cdiv(keys, block_kv)), MOST_SPLITS)
+    most = min(max(1, cdiv(keys, block_kv)), MOST_SPLITS)
     if call.splits > 0:
         return min(call.splits, most)
     wanted = PROGRAMS_WANTED * _multiprocessors(call.query.device) // max(1, tiles)

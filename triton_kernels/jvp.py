@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import triton
 from torch import Tensor
 
 from .arguments import (
@@ -26,6 +25,7 @@ from .backward_configs import backward_config
 from .jvp_kernel import jvp_kernel
 from .launch import arch_of, launch
 from .schedule import heads_side_by_side
+from .tiles import cdiv
 
 
 def attention_jvp(
@@ -70,7 +70,7 @@ def attention_jvp(
     rows = arguments["len_q"]
     if constants["IS_PACKED"] and arguments["total_q"] > 0:
         rows = max(rows, 1)  # rows behind the last sequence are to be written even so
-    blocks = triton.cdiv(rows, config.block_q)
+    blocks = cdiv(rows, config.block_q)
     heads = arguments["heads_q"] * (arguments["batch"] + constants["IS_PACKED"])
     moving = 2 * (query.shape[-1] + value.shape[-1]) * query.element_size()
     arguments["blocks"], arguments["heads"] = blocks, heads

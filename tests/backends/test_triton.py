@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 
@@ -78,6 +79,21 @@ assert not fused_attention.explain(query, query, query).reasons["triton"] == []
 assert "fused_attention.triton_kernels" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_interpreter_by_its_own_switch_and_without_bf16():
+    code = """
+import torch
+from fused_attention import attention, explain
+query = torch.randn(1, 1, 4, 16)
+out = attention(query, query, query, backend="triton")
+torch.testing.assert_close(out, attention(query, query, query, backend="reference"))
+half = query.bfloat16()
+told = explain(half, half, half).reasons["triton"]
+assert told == ["Triton's interpreter cannot compute in bf16"], told
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_the_cpu_is_preferred_for_its_tensors():
