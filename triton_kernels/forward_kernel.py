@@ -12,7 +12,7 @@ from .schedule import tile_index
 from .scores import change_scores, load_bias, visible_keys
 from .sequence import sequence_of
 from .softmax import online_softmax_finish, online_softmax_update, start_rows
-from .tiles import load_rows, load_tile, operand_base, store_rows
+from .tiles import clear_rows_behind, load_rows, load_tile, operand_base, store_rows
 
 
 @triton.jit
@@ -99,7 +99,9 @@ def attend_tiles(
         )
         if MASKED:
             S = tl.where(visible, S, float("-inf"))
-        P, row_max, row_sum, alpha = online_softmax_update(S, row_max, row_sum, exponent_scale)
+        P, row_max, row_sum, alpha = online_softmax_update(
+            S, row_max, row_sum, exponent_scale, ACCURATE
+        )
         if HAS_DROPOUT:
             P = tl.where(dropout_keep(rng_state, stream, q_row, first, threshold, BLOCK_KV), P, 0.0)
         V = load_tile(
@@ -108,26 +110,6 @@ def attend_tiles(
         )
         acc = tl.dot(P.to(V.dtype), V, acc * alpha[:, None], input_precision=PRECISION)
     return acc, row_max, row_sum
-
-
-@triton.jit
-def clear_rows_behind(
-    out_base,
-    lse_base,
-    rows,
-    out_row,
-    block,
-    blocks,
-    BLOCK_Q: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr,
-):
-    """0, and -inf as lse, in the rows behind the last sequence, of which there may be many."""
-    zeros = tl.zeros([BLOCK_Q, VALUE_BLOCK], tl.float32)
-    for first in tl.range(block * BLOCK_Q, rows, blocks * BLOCK_Q):
-        row = first + tl.arange(0, BLOCK_Q)
-        store_rows(out_base, row, rows, out_row, zeros, VALUE_DIM, VALUE_BLOCK)
-        tl.store(lse_base + row, float("-inf"), mask=row < rows)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -29,15 +29,20 @@ def start_rows(sinks, heads, unit, HAS_SINKS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def online_softmax_update(S, row_max, row_sum, exponent_scale):
+def online_softmax_update(S, row_max, row_sum, exponent_scale, ACCURATE: tl.constexpr = False):
     """P = 2^((S - new maximum) * exponent_scale), the new maximum and sum, and alpha.
 
-    alpha: [rows], what everything that was summed before has to be multiplied by.
+    alpha: [rows], what everything that was summed before has to be multiplied by. ACCURATE: the
+    error of P does not grow with the scores even where a product and a sum are rounded one by one;
+    else both are one instruction of a GPU.
     """
     top = tl.maximum(row_max, tl.max(S, 1))
     shift = tl.where(top == float("-inf"), 0.0, top) * exponent_scale
     alpha = tl.exp2(row_max * exponent_scale - shift)
-    P = tl.exp2(S * exponent_scale - shift[:, None])
+    if ACCURATE:
+        P = tl.exp2((S - tl.where(top == float("-inf"), 0.0, top)[:, None]) * exponent_scale)
+    else:
+        P = tl.exp2(S * exponent_scale - shift[:, None])
     return P, top, row_sum * alpha + tl.sum(P, 1), alpha
 
 

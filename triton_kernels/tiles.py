@@ -147,3 +147,23 @@ def store_rows(base, rows, rows_end, row_stride, tile, DIM: tl.constexpr, DIM_BL
     pointers = row_pointers(base, rows, row_stride, DIM_BLOCK)
     mask = row_mask(rows, rows_end, DIM, DIM_BLOCK, True)
     tl.store(pointers, tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def clear_rows_behind(
+    out_base,
+    lse_base,
+    rows,
+    out_row,
+    block,
+    blocks,
+    BLOCK_Q: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr,
+):
+    """0, and -inf as lse, in the rows behind the last sequence, of which there may be many."""
+    zeros = tl.zeros([BLOCK_Q, VALUE_BLOCK], tl.float32)
+    for first in tl.range(block * BLOCK_Q, rows, blocks * BLOCK_Q):
+        row = first + tl.arange(0, BLOCK_Q)
+        store_rows(out_base, row, rows, out_row, zeros, VALUE_DIM, VALUE_BLOCK)
+        tl.store(lse_base + row, float("-inf"), mask=row < rows)

@@ -45,7 +45,7 @@ def test_within_budget(place, case, poisoned_allocations):
 )
 @given(case=attention_cases())
 def test_random_problems_within_budget(case, place, poisoned_allocations):
-    if place.device == "cuda":
+    if place.backend != "cpu":
         case = place.fitting(case)
         assume(not place.why_not(case))
     assert_within_budget(case, place)
