@@ -90,16 +90,24 @@ def measure_here(name: str, case: Case) -> MemoryResult:
     """Measure in this process, whose heap should be as good as new."""
     candidate = contender(name)
     _call(candidate, dataclasses.replace(case, len_q=WARM_UP_LENGTH, len_k=WARM_UP_LENGTH))()
-    call = _call(candidate, case)
+    peak, reason = peak_bytes(_call(candidate, case))
+    return dataclasses.replace(MemoryResult.unmeasured(name, case, reason), peak_bytes=peak)
+
+
+def peak_bytes(call: Callable[[], object]) -> tuple[int | None, str | None]:
+    """How far a call raises this process's resident size; None and the reason if that is unknown.
+
+    Warm up what a first call sets up, such as thread pools, before.
+    """
     _return_free_memory()
     reason = _reset_peak()
     if reason is not None:
-        return MemoryResult.unmeasured(name, case, reason)
+        return None, reason
     baseline = _status_bytes("VmRSS")
     outputs = call()
     peak = _status_bytes("VmHWM") - baseline
     del outputs
-    return dataclasses.replace(MemoryResult.unmeasured(name, case), peak_bytes=max(0, peak))
+    return max(0, peak), None
 
 
 def io_bytes(case: Case) -> tuple[int, int]:
