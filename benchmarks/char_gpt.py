@@ -10,84 +10,62 @@ steps, so that whatever disturbs the machine disturbs both.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from fused_attention.masks import Band
-from fused_attention.nn import attention as layer
+from fused_attention.nn import attention_layers
 from fused_attention.text import table
 from fused_attention.training import Trainer
 from fused_attention.training.datasets import MissingDataError
 from fused_attention.training.families import prepare
 from fused_attention.training.recipe import GPT, Run
 
+from .contenders import OURS
 from .machine import machine_info
+from .sdpa_models import SdpaAttention
 from .timing import LoadMonitor
 
 SCHEMA = 1
-OURS, PEER = "fused_attention", "sdpa"
+PEER = "sdpa"
 BAR = 1.90  # validation loss; nanoGPT's README promises about 1.88 on a smaller Shakespeare
 STEPS_PER_TURN = 20
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, *, band: Band, **options: Any) -> Tensor:
-    """What the layer calls, by torch's own function; this model needs no more than that."""
-    used = {name for name, value in options.items() if value not in (None, 0.0)}
-    if band != Band.causal() or used:
-        raise NotImplementedError(f"sdpa: takes a causal mask alone, got {band}, {used}")
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-
-
-@contextlib.contextmanager
-def on(contender: str) -> Iterator[None]:
-    if contender == OURS:
-        yield
-    else:
-        with mock.patch.object(layer, "attention", sdpa):
-            yield
-
-
 def measure(run: Run) -> dict[str, Any]:
     """Train both and report their losses and times."""
-    trainers = {name: _trainer(run) for name in (OURS, PEER)}
-    wall, cpu = dict.fromkeys(trainers, 0.0), dict.fromkeys(trainers, 0.0)
+    racers = trainers(run)
+    wall, cpu = dict.fromkeys(racers, 0.0), dict.fromkeys(racers, 0.0)
     monitor = LoadMonitor().start()
-    names, turn = list(trainers), 0
-    while trainers[PEER].step < run.settings.steps:
+    names, turn = list(racers), 0
+    while racers[PEER].step < run.settings.steps:
         for name in names[turn % 2 :] + names[: turn % 2]:
-            with on(name):
-                begin = time.perf_counter(), time.process_time()
-                for _ in range(min(STEPS_PER_TURN, run.settings.steps - trainers[name].step)):
-                    trainers[name].train_step()
-                wall[name] += time.perf_counter() - begin[0]
-                cpu[name] += time.process_time() - begin[1]
+            begin = time.perf_counter(), time.process_time()
+            for _ in range(min(STEPS_PER_TURN, run.settings.steps - racers[name].step)):
+                racers[name].train_step()
+            wall[name] += time.perf_counter() - begin[0]
+            cpu[name] += time.process_time() - begin[1]
         turn += 1
-    contenders = {}
-    for name, trainer in trainers.items():
-        with on(name):
-            loss = trainer.evaluate()
-        contenders[name] = {
-            "validation_loss": loss,
+    contenders = {
+        name: {
+            "validation_loss": trainer.evaluate(),
             "seconds": wall[name],
             "cpu_seconds": cpu[name],
         }
+        for name, trainer in racers.items()
+    }
     return {
         "schema": SCHEMA,
         "machine": machine_info(),
         "run": dataclasses.asdict(run),
-        "parameters": sum(p.numel() for p in trainers[OURS].model.parameters()),
+        "parameters": sum(p.numel() for p in racers[OURS].model.parameters()),
         "load": monitor.report(),
         "contenders": contenders,
         "speedup": wall[PEER] / wall[OURS],
@@ -95,10 +73,18 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def _trainer(run: Run) -> Trainer:
-    with tempfile.TemporaryDirectory() as empty:
-        prepared = prepare(run, Path(empty))
-    return Trainer(prepared.model, prepared.batches, run.settings, validation=prepared.validation)
+def trainers(run: Run) -> dict[str, Trainer]:
+    """Two models with the same weights, one of them on torch's attention."""
+    found = {}
+    for name in (OURS, PEER):
+        with tempfile.TemporaryDirectory() as empty:
+            prepared = prepare(run, Path(empty))
+        found[name] = Trainer(
+            prepared.model, prepared.batches, run.settings, validation=prepared.validation
+        )
+    for layer in attention_layers(found[PEER].model).values():
+        layer.__class__ = SdpaAttention
+    return found
 
 
 def as_table(report: dict[str, Any]) -> str:

@@ -12,7 +12,10 @@ import pytest
 import fused_attention
 from fused_attention.cli import info, output, program
 
-COMMANDS = ("info", "explain", "check", "bench", "demo")
+COMMANDS = (
+    *("info", "explain", "check", "bench", "demo", "fetch"),
+    *("train", "generate", "embed", "translate", "attention-map"),
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

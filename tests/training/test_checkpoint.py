@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fused_attention.files import remove_partial, write_file, write_text
 from fused_attention.training import checkpoint
 from fused_attention.training.checkpoint import CheckpointError
-from fused_attention.training.files import remove_partial, write_file, write_text
 
 TENSORS = {"model/a": torch.arange(6.0).view(2, 3), "optimizer/a/step": torch.tensor(4.0)}
 
@@ -62,7 +62,7 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path):
 
 
 def test_the_name_comes_after_the_content_is_on_the_disk(tmp_path, monkeypatch):
-    from fused_attention.training import files
+    from fused_attention import files
 
     events = []
     real_sync, real_replace = files._to_disk, files.os.replace

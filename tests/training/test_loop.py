@@ -212,7 +212,7 @@ def test_wrong_settings(wrong, message):
         dataclasses.replace(SETTINGS, **wrong)
 
 
-def test_only_blocks_can_be_recomputed():
+def test_only_layers_can_be_recomputed():
     model = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="checkpoint_layers: needs a model of nn.Block layers"):
+    with pytest.raises(ValueError, match="checkpoint_layers: needs a model with layers"):
         Trainer(model, windows(), dataclasses.replace(SETTINGS, checkpoint_layers=True))

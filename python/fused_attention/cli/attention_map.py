@@ -138,10 +138,12 @@ def write_arrays(
     """layer_0, layer_1, ... [1, heads, length, length]: a tuple of them is what BertViz takes."""
     import numpy
 
-    arrays = {f"layer_{n}": weights.numpy() for n, weights in enumerate(maps.values())}
-    names = {"names": numpy.array(list(maps)), "tokens": numpy.array(tokens)}
+    arrays: dict[str, Any] = {
+        f"layer_{n}": weights.numpy() for n, weights in enumerate(maps.values())
+    }
+    arrays |= {"names": list(maps), "tokens": tokens, "heads": heads}
     try:
         with path.open("wb") as file:
-            numpy.savez_compressed(file, **arrays, **names, heads=numpy.array(heads))
+            numpy.savez_compressed(file, **arrays)
     except OSError as error:
         raise UsageError(f"argument --npz: cannot write {path} ({error.strerror})") from None

@@ -23,7 +23,7 @@ MODEL_HELP = "a folder with config.json, a .gguf file, or a fetched model: minil
 KINDS: dict[str, type[PretrainedModel]] = {
     **dict.fromkeys(FAMILIES, GPT),
     **dict.fromkeys(("bert", "modernbert"), BERT),
-    "marian": Transformer,
+    **dict.fromkeys(("marian", "pegasus"), Transformer),
     **{kind.__name__: kind for kind in (GPT, BERT, Transformer)},
 }
 

@@ -7,12 +7,27 @@ import sys
 from collections.abc import Sequence
 
 from fused_attention import __version__
-from fused_attention.cli import bench, check, demo, explain, fetch, info, train
+from fused_attention.cli import (
+    attention_map,
+    bench,
+    check,
+    demo,
+    embed,
+    explain,
+    fetch,
+    generate,
+    info,
+    train,
+    translate,
+)
 from fused_attention.cli.arguments import Parser
 from fused_attention.cli.output import MissingExtraError, UsageError
 
 PROGRAM = "fused-attention"
-COMMANDS = (info, explain, check, bench, demo, fetch, train)
+COMMANDS = (
+    *(info, explain, check, bench, demo),
+    *(fetch, train, generate, embed, translate, attention_map),
+)
 
 
 def build_parser() -> Parser:

@@ -64,7 +64,8 @@ def _add_fields(group: Any, of: type) -> None:
     for field in dataclasses.fields(of):
         if field.name == "family":
             continue
-        flag, options = f"--{field.name.replace('_', '-')}", {"default": argparse.SUPPRESS}
+        flag = f"--{field.name.replace('_', '-')}"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS}
         if field.name in _SWITCHES:
             group.add_argument(flag, action="store_true", help=_SWITCHES[field.name], **options)
             continue
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"choose a family, one of {', '.join(DEFAULTS)}")
     processes = _processes(arguments)
     try:
-        trainer, report = _train(arguments, given, processes, output)
+        report = _train(arguments, given, processes, output)
     finally:
         processes.stop()
     if processes.is_first:
@@ -130,14 +131,17 @@ def _processes(arguments: argparse.Namespace) -> Processes:
 
 def _train(
     arguments: argparse.Namespace, given: dict[str, Any], processes: Processes, output: Output
-) -> tuple[Trainer, dict[str, Any]]:
+) -> dict[str, Any]:
     try:
         if arguments.resume is not None:
-            trainer, _ = go_on(arguments.resume, processes)
+            trainer, prepared = go_on(arguments.resume, processes)
         else:
             plan: Run = changed(DEFAULTS[arguments.family], given)
-            trainer, _ = begin(plan, arguments.out, processes)
-        return trainer, _run(trainer, output, processes)
+            trainer, prepared = begin(plan, arguments.out, processes)
+        report = _run(trainer, output, processes)
+        if prepared.judge is not None and processes.is_first and trainer.folder is not None:
+            report |= prepared.judge(type(prepared.model).from_pretrained(trainer.folder))
+        return report
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         raise UsageError(str(error)) from None
 
@@ -179,6 +183,8 @@ def show(output: Output, report: dict[str, Any]) -> None:
     ]
     output.heading(f"{report['parameters']:,} parameters, {report['steps']} steps")
     output.table(["step", "loss", "validation loss"], rows, left=0)
+    if "bleu" in report:
+        output.line(f"BLEU {report['bleu']:.1f} on sentences that it has never seen")
     cpu, seconds = report["cpu_seconds"], report["seconds"]
     output.line(
         f"{seconds:.0f} seconds ({cpu:.0f} of CPU time); the model is in {report['folder']}"

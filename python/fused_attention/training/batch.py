@@ -17,14 +17,11 @@ class Batch(NamedTuple):
     up to the gradient of one large batch.
     """
 
-    inputs: dict[str, Tensor | int]
+    inputs: dict[str, Tensor]
     weight: int
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in self.inputs.items()
-        }
+        moved = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         return Batch(moved, self.weight)
 
 

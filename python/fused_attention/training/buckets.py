@@ -46,6 +46,9 @@ class LengthBuckets:
         epoch = bisect_right(self._starts, index) - 1
         return self._planned(epoch)[index - self._starts[epoch]]
 
+    def batches_in_epoch(self, epoch: int = 0) -> int:
+        return len(self._planned(epoch))
+
     def _planned(self, epoch: int) -> list[list[int]]:
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self._make(epoch)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fused_attention.training.files import write_file
+from fused_attention.files import write_file
 from fused_attention.training.processes import sharded_like, whole
 
 KEPT = 2  # the newest ones; older ones are removed

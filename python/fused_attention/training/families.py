@@ -14,16 +14,29 @@ from fused_attention.models.bert_config import BERTConfig
 from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_config import GPTConfig
 from fused_attention.models.pretrained import PretrainedModel
+from fused_attention.models.transformer import Transformer
+from fused_attention.models.transformer_config import TransformerConfig
 from fused_attention.training import tokenization
 from fused_attention.training.batch import Batch, Batches
-from fused_attention.training.corpora import DataError, paragraphs, read_text
+from fused_attention.training.corpora import (
+    DataError,
+    hold_out,
+    paragraphs,
+    read_pairs,
+    read_text,
+    short_pairs,
+)
 from fused_attention.training.masked import MaskedSentences
+from fused_attention.training.metrics import bleu
 from fused_attention.training.recipe import Run
 from fused_attention.training.seeds import seed_of
 from fused_attention.training.tokenization import Tokenizer, encode_text
+from fused_attention.training.translating import source_ids, translate_sentences
+from fused_attention.training.translation import SentencePairs
 from fused_attention.training.windows import TokenWindows, even_windows
 
 VALIDATION_BATCHES = 40
+MORE_WORDS = 2  # that a translation may have
 
 
 class Prepared(NamedTuple):
@@ -34,6 +47,7 @@ class Prepared(NamedTuple):
     validation: list[Batch]
     tokenizer: Tokenizer
     fingerprint: str  # of the data
+    judge: Callable[[PretrainedModel], dict[str, float]] | None = None  # a trained model's worth
 
 
 def prepare(run: Run, folder: Path) -> Prepared:
@@ -113,9 +127,63 @@ def prepare_bert(run: Run, folder: Path) -> Prepared:
     )
 
 
+def prepare_transformer(run: Run, folder: Path) -> Prepared:
+    recipe, seed = run.recipe, run.settings.seed
+    pairs = read_pairs(recipe.data)
+    if recipe.words:
+        pairs = short_pairs(pairs, recipe.words, recipe.words + MORE_WORDS)
+    held = hold_out(pairs, recipe.held_out, seed)
+    texts = [sentence for pair in held.training for sentence in pair]
+    tokenizer = _tokenizer(run, folder, texts, frame=True)
+    config = TransformerConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        dim=recipe.dim,
+        encoder_layers=recipe.layers,
+        decoder_layers=recipe.layers,
+        heads=recipe.heads,
+        hidden_dim=4 * recipe.dim,
+        norm_first=True,
+        dropout=recipe.dropout,
+        max_length=recipe.context,
+        pad_token=tokenizer.token_to_id(tokenization.PAD),
+        start_token=tokenizer.token_to_id(tokenization.BEGIN),
+        end_token=tokenizer.token_to_id(tokenization.END),
+    )
+
+    def batches(pairs: Sequence[tuple[str, str]], seed: int) -> SentencePairs:
+        sources, targets = zip(*pairs, strict=True)
+        start, end = config.start_token, config.end_token
+        ids = [
+            (source, [start, *target, end])
+            for source, target in zip(
+                source_ids(tokenizer, sources, end),
+                tokenization.encode_sentences(tokenizer, targets),
+                strict=True,
+            )
+            if len(source) <= recipe.context and len(target) + 2 <= recipe.context
+        ]
+        return SentencePairs(ids, recipe.batch_tokens, config.pad_token, seed)
+
+    def judge(model: PretrainedModel) -> dict[str, float]:
+        assert isinstance(model, Transformer)
+        return {"bleu": bleu(translate_sentences(model, tokenizer, held.sources), held.references)}
+
+    held_pairs = zip(held.sources, held.references, strict=True)
+    unseen = batches([(s, t) for s, own in held_pairs for t in own], seed_of("validation"))
+    return Prepared(
+        _built(lambda: Transformer(config), seed),
+        batches(held.training, seed),
+        [unseen[n] for n in range(unseen.buckets.batches_in_epoch())],
+        tokenizer,
+        fingerprint(sentence for pair in pairs for sentence in pair),
+        judge,
+    )
+
+
 FAMILIES: dict[str, Callable[[Run, Path], Prepared]] = {
     "gpt": prepare_gpt,
     "bert": prepare_bert,
+    "transformer": prepare_transformer,
 }
 
 

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fused_attention.files import PARTIAL
 from fused_attention.training.datasets import Dataset, data_folder
-from fused_attention.training.files import PARTIAL
 
 BLOCK = 1 << 20
 

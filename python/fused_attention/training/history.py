@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fused_attention.training.files import write_text
+from fused_attention.files import write_text
 
 NAME = "log.jsonl"
 Entry = dict[str, Any]

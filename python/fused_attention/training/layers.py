@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fused_attention.checks import wrong_value
-from fused_attention.nn.block import Block
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -25,16 +26,19 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Let backward recompute each block instead of keeping its activations (Chen et al. 2016).
+    """Let backward recompute each layer instead of keeping its activations (Chen et al. 2016).
+
+    Names of modules and parameters stay as they are; dropout repeats its random numbers.
 
     Raises:
-        ValueError: the model has no blocks.
+        ValueError: the model has no layers in an nn.ModuleList.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Block)]
-    if not blocks:
-        wrong_value("checkpoint_layers", "needs a model of nn.Block layers", type(model).__name__)
-    for block in blocks:
-        block.checkpointing = True
+    layers = layers_of(model)
+    if not layers:
+        rule = "needs a model with layers in an nn.ModuleList"
+        wrong_value("checkpoint_layers", rule, type(model).__name__)
+    for layer in layers:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 class Loss(nn.Module):
@@ -44,6 +48,6 @@ class Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, **batch: Tensor | int) -> Tensor:
+    def forward(self, **batch: Tensor) -> Tensor:
         loss: Tensor = cast(Any, self.model).loss(**batch)
         return loss

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fused_attention.files import remove_partial
 from fused_attention.training import checkpoint
 from fused_attention.training.batch import Batch, Batches
-from fused_attention.training.files import remove_partial
 from fused_attention.training.history import Entry, History
 from fused_attention.training.layers import Loss, checkpoint_layers, layers_of
 from fused_attention.training.optimizer import make_optimizer

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fused_attention.checks import wrong_value
+from fused_attention.files import write_text
 from fused_attention.training.corpora import PAIRS, TEXTS
-from fused_attention.training.files import write_text
 from fused_attention.training.settings import Settings
 
 NAME = "run.json"
@@ -37,7 +37,7 @@ class Recipe:
         dropout: in training.
         batch_tokens: per batch and process, padding included.
         words: the transformer's data are sentences of at most so many words (translations: two
-            more); 0 takes all.
+            more), in lower case; 0 takes all, as they are.
         held_out: sentences (of gpt: percent of the text) that the model never trains on.
 
     Raises:

@@ -41,4 +41,4 @@ def pair_batch(pairs: Sequence[Pair], pad_id: int) -> Batch:
         "source_lengths": source_lengths,
         "target_lengths": target_lengths,
     }
-    return Batch(dict(inputs), int(target_lengths.sum()) - len(pairs))
+    return Batch(inputs, int(target_lengths.sum()) - len(pairs))

@@ -52,4 +52,4 @@ def even_windows(tokens: Tensor, length: int, count: int, batches: int) -> list[
 def window_batch(windows: Tensor) -> Batch:
     """Each token of int64 [count, length + 1] but the first is predicted from those before it."""
     inputs = {"input_ids": windows[:, :-1], "labels": windows[:, 1:]}
-    return Batch(dict(inputs), windows.shape[0] * (windows.shape[1] - 1))
+    return Batch(inputs, windows.shape[0] * (windows.shape[1] - 1))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_attention.files import write_file, write_text
+
 SETTINGS = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -99,7 +101,7 @@ def write_checkpoint(
     shards = _shards(tensors, max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
-        replace_file(folder / name, partial(_write_shard, shard))
+        write_file(folder / name, partial(_write_shard, shard))
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(map(_bytes, tensors.values()))},
@@ -108,18 +110,6 @@ def write_checkpoint(
         _write_json(folder / INDEX, index)
     _write_json(folder / SETTINGS, settings)
     _remove_older(folder, {*names, INDEX} if len(shards) > 1 else set(names))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place: all of it or nothing."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -219,5 +209,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
