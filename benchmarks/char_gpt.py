@@ -41,17 +41,15 @@ STEPS_PER_TURN = 20
 
 def measure(run: Run) -> dict[str, Any]:
     """Train both and report their losses and times."""
-    trainers = {name: _trainer(run) for name in (OURS, PEER)}
-    for layer in attention_layers(trainers[PEER].model).values():
-        layer.__class__ = SdpaAttention
-    wall, cpu = dict.fromkeys(trainers, 0.0), dict.fromkeys(trainers, 0.0)
+    racers = trainers(run)
+    wall, cpu = dict.fromkeys(racers, 0.0), dict.fromkeys(racers, 0.0)
     monitor = LoadMonitor().start()
-    names, turn = list(trainers), 0
-    while trainers[PEER].step < run.settings.steps:
+    names, turn = list(racers), 0
+    while racers[PEER].step < run.settings.steps:
         for name in names[turn % 2 :] + names[: turn % 2]:
             begin = time.perf_counter(), time.process_time()
-            for _ in range(min(STEPS_PER_TURN, run.settings.steps - trainers[name].step)):
-                trainers[name].train_step()
+            for _ in range(min(STEPS_PER_TURN, run.settings.steps - racers[name].step)):
+                racers[name].train_step()
             wall[name] += time.perf_counter() - begin[0]
             cpu[name] += time.process_time() - begin[1]
         turn += 1
@@ -61,13 +59,13 @@ def measure(run: Run) -> dict[str, Any]:
             "seconds": wall[name],
             "cpu_seconds": cpu[name],
         }
-        for name, trainer in trainers.items()
+        for name, trainer in racers.items()
     }
     return {
         "schema": SCHEMA,
         "machine": machine_info(),
         "run": dataclasses.asdict(run),
-        "parameters": sum(p.numel() for p in trainers[OURS].model.parameters()),
+        "parameters": sum(p.numel() for p in racers[OURS].model.parameters()),
         "load": monitor.report(),
         "contenders": contenders,
         "speedup": wall[PEER] / wall[OURS],
@@ -75,10 +73,18 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def _trainer(run: Run) -> Trainer:
-    with tempfile.TemporaryDirectory() as empty:
-        prepared = prepare(run, Path(empty))
-    return Trainer(prepared.model, prepared.batches, run.settings, validation=prepared.validation)
+def trainers(run: Run) -> dict[str, Trainer]:
+    """Two models with the same weights, one of them on torch's attention."""
+    found = {}
+    for name in (OURS, PEER):
+        with tempfile.TemporaryDirectory() as empty:
+            prepared = prepare(run, Path(empty))
+        found[name] = Trainer(
+            prepared.model, prepared.batches, run.settings, validation=prepared.validation
+        )
+    for layer in attention_layers(found[PEER].model).values():
+        layer.__class__ = SdpaAttention
+    return found
 
 
 def as_table(report: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ weights at the end the same bit for bit.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from training.small_model import SmallModel, windows
 from fused_attention.training import Settings, Trainer, checkpoint
 from fused_attention.training.history import read_log
 
+CHECKPOINT_EVERY = 3
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 
 
@@ -36,13 +36,20 @@ def train(folder, settings):
     trainer.run()
 
 
-def run_killed(folder, settings, moments):
-    """Start, kill after so many seconds, resume, and so on; then let it end. Steps at the kills."""
+def run_killed(folder, settings, kills, chance):
+    """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills.
+
+    A kill comes at any point of the cycle from one checkpoint to the next, writing included; how
+    long that takes is measured each time, so it does not matter how busy the machine is.
+    """
     reached = []
-    for moment in moments:
+    for _ in range(kills):
         child = FORK.Process(target=train, args=(folder, settings))
         child.start()
-        time.sleep(moment)
+        before = time.perf_counter()
+        for _ in range(2):
+            before, cycle = time.perf_counter(), _wait_for_checkpoint(folder, child) - before
+        time.sleep(chance.uniform(0.0, 1.2) * cycle)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         found = checkpoint.checkpoints(folder)
@@ -57,39 +64,37 @@ def run_killed(folder, settings, moments):
     return reached
 
 
-def compare(kills, seconds, seed=0):
-    """A killed run beside an undisturbed one; `seconds` is about how long the latter takes."""
-    settings = Settings(steps=1, learning_rate=1e-2, log_every=1, checkpoint_every=3)
+def _wait_for_checkpoint(folder, child):
+    """When the child has written its next checkpoint."""
+    known = checkpoint.checkpoints(folder)[-1:]
+    while checkpoint.checkpoints(folder)[-1:] == known and child.is_alive():
+        time.sleep(0.001)
+    return time.perf_counter()
+
+
+def compare(kills, seed=0):
+    """A killed run beside an undisturbed one."""
+    steps = CHECKPOINT_EVERY * 4 * (kills + 1)  # a kill lets about three checkpoints pass
+    settings = Settings(
+        steps=steps, learning_rate=1e-2, log_every=1, checkpoint_every=CHECKPOINT_EVERY
+    )
+    chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
-        settings, steps_per_second = _sized(settings, Path(name) / "trial", seconds)
         whole, killed = Path(name) / "whole", Path(name) / "killed"
         whole.mkdir()
         killed.mkdir()
-        run_killed(whole, settings, [])
-        chance = random.Random(seed)
-        span = settings.steps / steps_per_second / (kills + 1)
-        moments = [chance.uniform(0.1, 1.8) * span for _ in range(kills)]
-        reached = run_killed(killed, settings, moments)
+        run_killed(whole, settings, 0, chance)
+        reached = run_killed(killed, settings, kills, chance)
         logs = [[entry["loss"] for entry in read_log(f / "log.jsonl")] for f in (whole, killed)]
         ends = [checkpoint.load(checkpoint.checkpoints(f)[-1][1])[0] for f in (whole, killed)]
         return {
             "kills": kills,
-            "steps": settings.steps,
+            "steps": steps,
             "checkpoints at the kills": reached,
             "partial files left": len(list(killed.glob(".*"))),
-            "same losses": len(logs[0]) == settings.steps and logs[0] == logs[1],
+            "same losses": len(logs[0]) == steps and logs[0] == logs[1],
             "same weights": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]),
         }
-
-
-def _sized(settings, folder, seconds):
-    """Settings with as many steps as a child process takes in about this time."""
-    folder.mkdir()
-    trial = dataclasses.replace(settings, steps=60)
-    begin = time.perf_counter()
-    run_killed(folder, trial, [])
-    per_second = 60 / (time.perf_counter() - begin)
-    return dataclasses.replace(settings, steps=max(60, int(seconds * per_second))), per_second
 
 
 def passed(report):
@@ -99,10 +104,9 @@ def passed(report):
 def main():
     parser = argparse.ArgumentParser(prog="python -m training.kill_resume")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of the undisturbed run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    report = compare(options.kills, options.seconds, options.seed)
+    report = compare(options.kills, options.seed)
     print(json.dumps(report, indent=1))
     return 0 if passed(report) else 1
 

@@ -12,7 +12,8 @@ from training import kill_resume
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason=f"{sys.platform} cannot fork")
 def test_a_killed_run_ends_like_an_undisturbed_one():
-    report = kill_resume.compare(kills=4, seconds=2.0)
+    report = kill_resume.compare(kills=4)
     assert kill_resume.passed(report), report
-    assert report["checkpoints at the kills"][-1] > 0
-    assert report["checkpoints at the kills"] == sorted(report["checkpoints at the kills"])
+    reached = report["checkpoints at the kills"]
+    assert reached == sorted(reached)
+    assert 0 < reached[0] < reached[-1] < report["steps"]
