@@ -86,11 +86,15 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: capability is not None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-        _ext._cuda_without_device.cache_clear()
+        forget()
         return _ext.cuda_unavailable()
 
+    def forget() -> None:
+        _ext._cuda_without_device.cache_clear()
+        _ext.gpu_missing.cache_clear()
+
     yield reasons
-    _ext._cuda_without_device.cache_clear()
+    forget()
 
 
 def test_reasons_of_the_machine(machine):
