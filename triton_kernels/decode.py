@@ -164,7 +164,7 @@ def decode_kernel(
         distance = (q_row + offset)[:, None] - keys[None, :]
         S, _ = change_scores(
             *(S, scale, softcap, 0.0, slope, distance),
-            *(FOLD_SCALE, HAS_SOFTCAP, False, HAS_ALIBI, ACCURATE),
+            *(FOLD_SCALE, HAS_SOFTCAP, False, HAS_ALIBI, True),  # lse is fp32 in any case
         )
         seen = (row_begin[:, None] <= keys[None, :]) & (keys[None, :] < row_end[:, None])
         S = tl.where(seen & exists[None, :], S, float("-inf"))

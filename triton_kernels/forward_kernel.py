@@ -95,7 +95,7 @@ def attend_tiles(
             distance = (q_row + offset)[:, None] - k_row[None, :]
         S, _ = change_scores(
             *(S, scale, softcap, bias, slope, distance),
-            *(FOLD_SCALE, HAS_SOFTCAP, HAS_BIAS, HAS_ALIBI, ACCURATE),
+            *(FOLD_SCALE, HAS_SOFTCAP, HAS_BIAS, HAS_ALIBI, True),  # lse is fp32 in any case
         )
         if MASKED:
             S = tl.where(visible, S, float("-inf"))
