@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import signal
 import sys
@@ -25,7 +24,8 @@ from training.small_model import SmallModel, windows
 from fused_attention.training import Settings, Trainer, checkpoint
 from fused_attention.training.history import read_log
 
-CHECKPOINT_EVERY = 3
+CHECKPOINT_EVERY = 8
+CYCLES_PER_KILL = 8  # about three pass until a kill; on a busy machine more
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 
 
@@ -50,8 +50,10 @@ def run_killed(folder, settings, kills, chance):
         for _ in range(2):
             before, cycle = time.perf_counter(), _wait_for_checkpoint(folder, child) - before
         time.sleep(chance.uniform(0.0, 1.2) * cycle)
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.join()
+        if child.exitcode != -signal.SIGKILL:
+            raise RuntimeError(f"the run ended after {len(reached)} kills; it needs more steps")
         found = checkpoint.checkpoints(folder)
         for _, path in found:
             checkpoint.load(path)  # raises when it is torn
@@ -74,7 +76,7 @@ def _wait_for_checkpoint(folder, child):
 
 def compare(kills, seed=0):
     """A killed run beside an undisturbed one."""
-    steps = CHECKPOINT_EVERY * 4 * (kills + 1)  # a kill lets about three checkpoints pass
+    steps = CHECKPOINT_EVERY * CYCLES_PER_KILL * (kills + 1)
     settings = Settings(
         steps=steps, learning_rate=1e-2, log_every=1, checkpoint_every=CHECKPOINT_EVERY
     )
