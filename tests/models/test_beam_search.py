@@ -131,6 +131,28 @@ def test_it_stops_when_nothing_can_become_better() -> None:
     assert len(calls) < 10
 
 
+def test_a_longer_hypothesis_may_still_overtake() -> None:
+    def undecided(tokens: Tensor) -> Tensor:
+        """The end or, nearly as likely, token 3, after which only the length counts."""
+        calls.append(1)
+        logits = torch.full((len(tokens), VOCABULARY), -50.0)
+        logits[:, 3] = 0.0
+        if len(calls) == 1:
+            logits[:, END] = 1e-3
+        if len(calls) == 10:
+            logits[:, END] = 50.0
+        return logits
+
+    calls: list[int] = []
+    options: dict[str, Any] = {"end": END, "max_length": 10, "beams": 1}
+    start = torch.tensor([0])
+    (found,) = beam_search(undecided, lambda rows: None, start, length_penalty=2.0, **options)
+    assert found[0].tokens == [3] * 9
+    calls.clear()
+    (found,) = beam_search(undecided, lambda rows: None, start, length_penalty=0.0, **options)
+    assert found[0].tokens == [] and len(calls) < 10
+
+
 def test_what_never_ends_is_given_as_it_is() -> None:
     found, steps = search([1, 3], 3, 5, 0.6, forbidden=[END])
     assert steps == 5

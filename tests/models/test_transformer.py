@@ -232,6 +232,21 @@ def test_steps_with_a_cache_give_the_same_logits(kind: str) -> None:
     assert_same(steps, expected)
 
 
+def test_reordered_rows_go_on_from_their_new_pasts() -> None:
+    one = ours(theirs("marian")).double()
+    source, _, source_lengths, _ = pairs()
+    torch.manual_seed(2)
+    tokens, rows = torch.randint(3, 50, (4, 9)), torch.tensor([2, 0, 0, 4, 5, 3, 8, 8, 6])
+    decoder = Decoder(one, source, source_lengths, rows=3, max_length=4)
+    for before in tokens[:3]:
+        decoder.step(before)
+    decoder.reorder(rows)
+    fresh = Decoder(one, source, source_lengths, rows=3, max_length=4)
+    for before in tokens[:3]:
+        fresh.step(before[rows])
+    assert_same(decoder.step(tokens[3]), fresh.step(tokens[3]))
+
+
 def test_tied_embeddings_are_one_parameter() -> None:
     shared = Transformer(TransformerConfig(**SMALL))
     assert shared.target is shared.source and shared.head is None

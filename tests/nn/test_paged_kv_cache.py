@@ -120,3 +120,14 @@ def test_repr_and_mistakes() -> None:
     for wrong in ({"page_size": 0}, {"room": 0}, {"pages": 0}):
         with pytest.raises(ValueError, match=": must be at least 1, got 0"):
             paged(**wrong)
+
+
+def test_copies_of_a_shared_page_need_room() -> None:
+    cache = paged(pages=2)
+    cache.append(*tokens(3), torch.tensor([3, 0, 0]))
+    cache.reorder(torch.tensor([0, 0, 0]))
+    with pytest.raises(ValueError, match="pages: must be 1 more for these tokens, got 2"):
+        cache.append(*tokens(1))
+    assert cache.length == 3 and cache.pages_in_use == 1
+    cache.append(*tokens(1), torch.tensor([1, 0, 0]))
+    assert cache.pages_in_use == 2
