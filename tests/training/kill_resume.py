@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
+import resource
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -25,76 +24,73 @@ from training.small_model import SmallModel, windows
 from fused_attention.training import Settings, Trainer, checkpoint
 from fused_attention.training.history import read_log
 
-CHECKPOINT_EVERY = 3
+CHECKPOINT_EVERY = 6
+STEPS_PER_KILL = 60
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 
 
-def train(folder, settings):
+def train(folder, settings, cpu_seconds=0.0):
+    """Go on with the run; after so much CPU time the kernel ends the process.
+
+    The signal has no handler, so as with kill -9 no line of Python runs any more. A clock of CPU
+    time strikes as evenly on a busy machine as on a quiet one.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     trainer = Trainer(SmallModel(), windows(), settings, folder=folder)
     trainer.resume()
     trainer.run()
 
 
-def run_killed(folder, settings, kills, chance):
-    """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills.
-
-    A kill comes at any point of the cycle from one checkpoint to the next, writing included; how
-    long that takes is measured each time, so it does not matter how busy the machine is.
-    """
+def run_killed(folder, settings, moments):
+    """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills."""
     reached = []
-    for _ in range(kills):
-        child = FORK.Process(target=train, args=(folder, settings))
+    for moment in (*moments, 0.0):
+        child = FORK.Process(target=train, args=(folder, settings, moment))
         child.start()
-        before = time.perf_counter()
-        for _ in range(2):
-            before, cycle = time.perf_counter(), _wait_for_checkpoint(folder, child) - before
-        time.sleep(chance.uniform(0.0, 1.2) * cycle)
-        os.kill(child.pid, signal.SIGKILL)
         child.join()
         found = checkpoint.checkpoints(folder)
         for _, path in found:
             checkpoint.load(path)  # raises when it is torn
-        reached.append(found[-1][0] if found else 0)
-    last = FORK.Process(target=train, args=(folder, settings))
-    last.start()
-    last.join()
-    if last.exitcode:
-        raise RuntimeError(f"the resumed run ended with exit code {last.exitcode}")
+        if child.exitcode == -signal.SIGPROF:
+            reached.append(found[-1][0] if found else 0)
+        elif child.exitcode:
+            raise RuntimeError(f"the run ended with exit code {child.exitcode}")
     return reached
-
-
-def _wait_for_checkpoint(folder, child):
-    """When the child has written its next checkpoint."""
-    known = checkpoint.checkpoints(folder)[-1:]
-    while checkpoint.checkpoints(folder)[-1:] == known and child.is_alive():
-        time.sleep(0.001)
-    return time.perf_counter()
 
 
 def compare(kills, seed=0):
     """A killed run beside an undisturbed one."""
-    steps = CHECKPOINT_EVERY * 4 * (kills + 1)  # a kill lets about three checkpoints pass
+    steps = STEPS_PER_KILL * (kills + 1)
     settings = Settings(
         steps=steps, learning_rate=1e-2, log_every=1, checkpoint_every=CHECKPOINT_EVERY
     )
-    chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
         whole.mkdir()
         killed.mkdir()
-        run_killed(whole, settings, 0, chance)
-        reached = run_killed(killed, settings, kills, chance)
+        before = _cpu_seconds_of_children()
+        run_killed(whole, settings, ())
+        span = (_cpu_seconds_of_children() - before) / (kills + 1)
+        chance = random.Random(seed)
+        moments = [chance.uniform(0.3, 1.6) * span for _ in range(kills)]
+        reached = run_killed(killed, settings, moments)
         logs = [[entry["loss"] for entry in read_log(f / "log.jsonl")] for f in (whole, killed)]
         ends = [checkpoint.load(checkpoint.checkpoints(f)[-1][1])[0] for f in (whole, killed)]
         return {
-            "kills": kills,
+            "kills": len(reached),
             "steps": steps,
             "checkpoints at the kills": reached,
             "partial files left": len(list(killed.glob(".*"))),
             "same losses": len(logs[0]) == steps and logs[0] == logs[1],
             "same weights": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]),
         }
+
+
+def _cpu_seconds_of_children():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def passed(report):

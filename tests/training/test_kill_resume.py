@@ -16,4 +16,4 @@ def test_a_killed_run_ends_like_an_undisturbed_one():
     assert kill_resume.passed(report), report
     reached = report["checkpoints at the kills"]
     assert reached == sorted(reached)
-    assert 0 < reached[0] < reached[-1] < report["steps"]
+    assert len(reached) >= 3 and 0 < reached[-1] < report["steps"]
