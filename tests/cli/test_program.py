@@ -119,6 +119,24 @@ def test_json_needs_no_extra_package(command: Any, monkeypatch: pytest.MonkeyPat
     assert command("explain", "--shape", "1,2,3,8").code == 0
 
 
+@pytest.mark.parametrize("package", ["tokenizers", "somebody_elses"])
+def test_imports_within_a_command(
+    package: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> Any:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=f"{package}.models")
+
+    monkeypatch.setattr(info, "gather", fails)
+    if package not in output.EXTRA_PACKAGES:  # a mistake of the program
+        with pytest.raises(ModuleNotFoundError):
+            command("info")
+        return
+    outcome = command("info")
+    assert outcome.code == 1
+    assert "needs the Python package tokenizers, which pip install" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 def test_interrupt_is_no_traceback(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> Any:
         raise KeyboardInterrupt

@@ -17,6 +17,7 @@ OnStep = Callable[[str, float], None]
 
 SECONDS_BETWEEN_LINES = 5.0
 EXTRA = 'pip install "fused-attention[cli]"'
+EXTRA_PACKAGES = ("matplotlib", "numpy", "rich", "sacrebleu", "safetensors", "tokenizers")
 
 
 class UsageError(Exception):
@@ -36,11 +37,15 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise
-        message = f"this needs the Python package {package}, which {EXTRA} installs"
-        raise MissingExtraError(message) from None
+        raise missing_extra(error) from None
+
+
+def missing_extra(error: ModuleNotFoundError) -> Exception:
+    """What to raise for a failed import: of a package of the extra `cli` one sentence."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_PACKAGES:
+        return error
+    return MissingExtraError(f"this needs the Python package {package}, which {EXTRA} installs")
 
 
 class Output:

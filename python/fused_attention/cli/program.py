@@ -21,7 +21,7 @@ from fused_attention.cli import (
     translate,
 )
 from fused_attention.cli.arguments import Parser
-from fused_attention.cli.output import MissingExtraError, UsageError
+from fused_attention.cli.output import MissingExtraError, UsageError, missing_extra
 
 PROGRAM = "fused-attention"
 COMMANDS = (
@@ -61,6 +61,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(chosen.command, error, 2)
     except MissingExtraError as error:
         return _fail(chosen.command, error, 1)
+    except ModuleNotFoundError as error:
+        found = missing_extra(error)
+        if found is error:
+            raise
+        return _fail(chosen.command, found, 1)
     except KeyboardInterrupt:
         return _fail(chosen.command, "interrupted", 130)
     except BrokenPipeError:

@@ -121,8 +121,9 @@ def _safetensors(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        rule = "must be installed to read or write checkpoints"
-        raise ModuleNotFoundError(f"safetensors: {rule} (pip install safetensors)") from error
+        rule = "safetensors: must be installed to read or write checkpoints"
+        message = f"{rule} (pip install safetensors)"
+        raise ModuleNotFoundError(message, name="safetensors") from error
 
 
 def _files(path: Path, allow_pickle: bool) -> dict[Path, set[str] | None]:
