@@ -26,7 +26,8 @@ BUILD_TOOLS := "setuptools>=77" "ninja>=1.11"
 EDITABLE := $(PIP) install --no-build-isolation
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-fast lint format bench readme hub cuda gpu cuda-table clean
+.PHONY: help setup build demo data test test-fast lint format bench readme hub cuda gpu cuda-table
+.PHONY: triton-table clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -39,9 +40,13 @@ build: setup ## the same: build what has changed
 demo: setup ## show this machine, check and time the kernels, draw pictures (2 minutes)
 	@$(BIN)/fused-attention demo
 
+# Weights that two tests compare models with; without a network these tests are skipped.
+data: setup ## fetch them, 170 MiB, checked by SHA-256
+	-$(BIN)/fused-attention fetch minilm smollm2
+
 # Tests run side by side, so each keeps to one thread unless it asks for more.
 WORKERS = $$($(BIN)/python -c 'import xdist' 2>/dev/null && echo "-n auto")
-test: setup lint ## linters and all tests
+test: setup lint data ## linters and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-fast: setup ## the tests that take less than a few seconds each
@@ -67,7 +72,7 @@ format: setup ## let ruff and clang-format rewrite the sources
 SET ?= cpu
 NAME ?= $(SET)
 THREADS ?=
-bench: setup ## run a benchmark set and store its results for README's table (6 minutes for cpu)
+bench: setup ## run a benchmark set and store its results for README's table
 	$(BIN)/fused-attention bench --set $(SET) --seconds 2 $(if $(THREADS),--threads $(THREADS)) \
 		--json benchmarks/results/$(NAME).json
 	@echo "make readme puts them into README.md"
@@ -102,6 +107,9 @@ gpu: ## everything that needs a GPU, in at most SECONDS=480; JSON and logs in OU
 
 cuda-table: setup ## registers, shared memory and occupancy of the kernels; WRITE=1 pins registers
 	@PYTHONPATH=tests $(BIN)/python -m cuda.static_table $(if $(WRITE),--write)
+
+triton-table: setup ## what Triton's kernels cost on sm_80 and sm_90; WRITE=1 pins registers
+	@PYTHONPATH=tests $(BIN)/python -m triton_compiled.static_table $(if $(WRITE),--write)
 
 clean: ## remove everything that was built, .venv too
 	rm -rf $(VENV) build python/fused_attention/lib/*.so *.egg-info python/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_commands_parse(page: Path) -> None:
     commands = re.findall(r"^\s*fused-attention (.*?)(?:  |$)", page.read_text(), flags=re.M)
     assert commands
     for command in commands:
-        build_parser().parse_args(command.split())
+        build_parser().parse_args(shlex.split(command))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
