@@ -9,6 +9,7 @@ weights at the end the same bit for bit.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import random
@@ -70,11 +71,16 @@ def compare(kills, seed=0):
         whole, killed = Path(name) / "whole", Path(name) / "killed"
         whole.mkdir()
         killed.mkdir()
-        before = _cpu_seconds_of_children()
+        trial = Path(name) / "trial"
+        trial.mkdir()
+        begin = _cpu_seconds_of_children()
+        run_killed(trial, dataclasses.replace(settings, steps=1), ())
+        started = _cpu_seconds_of_children()
         run_killed(whole, settings, ())
-        span = (_cpu_seconds_of_children() - before) / (kills + 1)
+        # Shorter than even parts: the run must not end before its last kill.
+        span = (_cpu_seconds_of_children() - started) / (1.5 * kills + 1)
         chance = random.Random(seed)
-        moments = [chance.uniform(0.3, 1.6) * span for _ in range(kills)]
+        moments = [started - begin + chance.uniform(0.0, 1.6) * span for _ in range(kills)]
         reached = run_killed(killed, settings, moments)
         logs = [[entry["loss"] for entry in read_log(f / "log.jsonl")] for f in (whole, killed)]
         ends = [checkpoint.load(checkpoint.checkpoints(f)[-1][1])[0] for f in (whole, killed)]
