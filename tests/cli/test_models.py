@@ -129,12 +129,36 @@ def test_attention_map(runs, command, tmp_path, family):
     assert outcome.code == 0, outcome.err
     assert picture.read_bytes().startswith(b"\x89PNG")
     content = numpy.load(arrays)
-    weights, tokens = content["layer_0"], content["tokens"]
+    weights, tokens = content["layer_0"], content["keys_0"]
     assert weights.shape == (1, 2, len(tokens), len(tokens))
+    assert (content["queries_0"] == tokens).all()
     assert list(content["names"]) == ["blocks.1.attention"]
     assert numpy.allclose(weights.sum(-1), 1, atol=1e-5)
     above = numpy.triu(numpy.ones(weights.shape[-2:]), 1).astype(bool)
     assert (weights[..., above] == 0).all() == (family == "gpt")
+
+
+def test_attention_map_of_a_translation(runs, command, tmp_path):
+    picture, numbers = tmp_path / "map.png", tmp_path / "map.json"
+    outcome = command(
+        *("attention-map", runs / "transformer", "I see 7 of you."),
+        *("--out", picture, "--json", numbers),
+    )
+    assert outcome.code == 0, outcome.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    layers = json.loads(numbers.read_text())["layers"]
+    assert list(layers) == [f"decoder.{n}.cross_attention" for n in range(2)]
+    for each in layers.values():
+        assert each["keys"][-1] == "</s>" and each["queries"][0] == "<s>"
+        weights = torch.tensor(each["weights"])
+        assert weights.shape == (2, len(each["queries"]), len(each["keys"]))
+        assert torch.allclose(weights.sum(-1), torch.ones(()), atol=1e-5)
+    whole = command(
+        "attention-map", runs / "transformer", "I see 7 of you.", "--json", "--layers", "0,2"
+    )
+    layers = json.loads(whole.out)["layers"]
+    assert [each["queries"] == each["keys"] for each in layers.values()] == [True, True]
+    assert layers["decoder.0.attention"]["keys"][0] == "<s>"
 
 
 def test_wrong_models(runs, command, monkeypatch, tmp_path):

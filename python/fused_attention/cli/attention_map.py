@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fused_attention.cli import arguments as types
-from fused_attention.cli.models import MODEL_HELP, Loaded, encode, load
+from fused_attention.cli.models import MODEL_HELP, as_trained, encode, load
 from fused_attention.cli.output import Output, UsageError, require
 from fused_attention.models.bert import BERT
 from fused_attention.models.gpt import GPT
-from fused_attention.nn.attention_maps import attention_layers, attention_maps
+from fused_attention.models.transformer import Transformer
+from fused_attention.training.mapping import LayerMap, text_maps
 
 MOST_LABELLED = 48  # tokens that have room for their names
 MOST_CELLS = 64  # maps in a picture
+LAYERS_HELP = "default: all, of a Transformer those that look at the source"
 
 
 def add_parser(commands: types.Subparsers) -> None:
@@ -30,11 +30,11 @@ def add_parser(commands: types.Subparsers) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("text", metavar="TEXT")
-    parser.add_argument("--layers", type=types.numbers, metavar="N[,N]", help="default: all")
+    parser.add_argument("--layers", type=types.numbers, metavar="N[,N]", help=LAYERS_HELP)
     parser.add_argument("--heads", type=types.numbers, metavar="N[,N]", help="default: all")
     parser.add_argument("--out", type=types.output_file, metavar="FILE", help="a picture: .png ...")
     parser.add_argument(
-        "--npz", type=types.output_file, metavar="FILE", help="arrays [1, heads, length, length]"
+        "--npz", type=types.output_file, metavar="FILE", help="arrays [1, heads, queries, keys]"
     )
 
 
@@ -44,56 +44,41 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("say where to: --out for a picture, --npz or --json for the numbers")
     if arguments.out is not None:
         require("matplotlib")
-    loaded = load(arguments.model, GPT, BERT)
-    names, maps = compute(loaded, arguments.text, arguments.layers, arguments.heads)
-    tokens = names
-    heads = arguments.heads or tuple(range(next(iter(maps.values())).shape[1]))
+    maps = compute(arguments)
+    heads = arguments.heads or tuple(range(next(iter(maps.values())).weights.shape[1]))
     if arguments.out is not None:
-        draw(arguments.out, tokens, maps, heads)
+        draw(arguments.out, maps, heads)
         output.line(f"wrote {arguments.out}")
     if arguments.npz is not None:
-        write_arrays(arguments.npz, tokens, maps, heads)
+        write_arrays(arguments.npz, maps, heads)
         output.line(f"wrote {arguments.npz}")
-    layers = {name: weights[0].tolist() for name, weights in maps.items()}
-    output.json({"tokens": tokens, "heads": list(heads), "layers": layers})
+    layers = {
+        name: {"queries": each.queries, "keys": each.keys, "weights": each.weights[0].tolist()}
+        for name, each in maps.items()
+    }
+    output.json({"heads": list(heads), "layers": layers})
     return 0
 
 
-@torch.no_grad()
-def compute(
-    loaded: Loaded, text: str, layers: tuple[int, ...] | None, heads: tuple[int, ...] | None
-) -> tuple[list[str], dict[str, Tensor]]:
-    """The tokens and, for each layer's name, its weights fp32 [1, heads, length, length].
+def compute(arguments: argparse.Namespace) -> dict[str, LayerMap]:
+    """The maps by the layers' names.
 
     Raises:
         UsageError: a layer or head does not exist, or the text does not fit the model.
     """
-    model, tokenizer = loaded
-    names = list(attention_layers(model))
-    for number in layers or ():
-        if number >= len(names):
-            raise UsageError(f"argument --layers: must be below {len(names)}, got {number}")
-    chosen = [names[number] for number in layers] if layers else names
+    model, tokenizer = load(arguments.model, GPT, BERT, Transformer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    ids = encode(tokenizer, text, frame=isinstance(model, BERT))
-    if not ids:
+    (text,) = as_trained(arguments.model, [arguments.text])
+    if not encode(tokenizer, text):
         raise UsageError("argument TEXT: must not be empty")
     try:
-        with attention_maps(model, chosen, heads) as maps:
-            model(torch.tensor([ids]))
+        return text_maps(model, tokenizer, text, arguments.layers, arguments.heads)
     except ValueError as error:
         raise UsageError(f"argument --{error}") from None
-    stacked = {name: _whole(found[0]) for name, found in maps.items()}
-    return [tokenizer.decode([one], skip_special_tokens=False) for one in ids], stacked
 
 
-def _whole(weights: Tensor) -> Tensor:
-    """[1, heads, length, length] of a map of one sequence or of a batch of one."""
-    return weights if weights.dim() == 4 else weights.unsqueeze(0)
-
-
-def draw(path: Path, tokens: list[str], maps: dict[str, Tensor], heads: tuple[int, ...]) -> None:
+def draw(path: Path, maps: dict[str, LayerMap], heads: tuple[int, ...]) -> None:
     """One row of maps for each layer, one column for each head.
 
     Raises:
@@ -106,42 +91,37 @@ def draw(path: Path, tokens: list[str], maps: dict[str, Tensor], heads: tuple[in
         figsize=(2.2 * len(heads) + 1.5, 2.4 * len(maps) + 0.6), layout="constrained"
     )
     axes = figure.subplots(len(maps), len(heads), squeeze=False)
-    for row, (name, weights) in enumerate(maps.items()):
+    last = len(maps) - 1
+    for row, (name, each) in enumerate(maps.items()):
+        below = row == last or each.keys != list(maps.values())[row + 1].keys
         for column, head in enumerate(heads):
             cell = axes[row][column]
-            cell.imshow(weights[0, column].numpy(), vmin=0.0, cmap="Blues", aspect="equal")
+            cell.imshow(each.weights[0, column].numpy(), vmin=0.0, cmap="Blues", aspect="equal")
             cell.set_title(f"{name}, head {head}", fontsize=7)
-            _label(cell, tokens, left=column == 0, below=row == len(maps) - 1)
+            cell.set_xticks([])
+            cell.set_yticks([])
+            _label(cell.set_xticks, each.keys if below else [], rotation=90)
+            _label(cell.set_yticks, each.queries if column == 0 else [])
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise UsageError(f"argument --out: cannot write {path} ({error})") from None
 
 
-def _label(cell: Any, tokens: list[str], left: bool, below: bool) -> None:
-    """Keys below the last row, queries left of the first column."""
-    cell.set_xticks([])
-    cell.set_yticks([])
-    if len(tokens) > MOST_LABELLED:
-        return
-    size = min(8.0, 130.0 / len(tokens))
-    shown = [token.replace("$", r"\$").replace("\n", "\\n") for token in tokens]
-    if below:
-        cell.set_xticks(range(len(tokens)), shown, rotation=90, fontsize=size)
-    if left:
-        cell.set_yticks(range(len(tokens)), shown, fontsize=size)
+def _label(set_ticks: Callable[..., Any], tokens: list[str], **options: Any) -> None:
+    if 0 < len(tokens) <= MOST_LABELLED:
+        shown = [token.replace("$", r"\$").replace("\n", "\\n") for token in tokens]
+        set_ticks(range(len(tokens)), shown, fontsize=min(8.0, 130.0 / len(tokens)), **options)
 
 
-def write_arrays(
-    path: Path, tokens: list[str], maps: dict[str, Tensor], heads: tuple[int, ...]
-) -> None:
-    """layer_0, layer_1, ... [1, heads, length, length]: a tuple of them is what BertViz takes."""
+def write_arrays(path: Path, maps: dict[str, LayerMap], heads: tuple[int, ...]) -> None:
+    """layer_0, layer_1, ... [1, heads, queries, keys]: a tuple of them is what BertViz takes."""
     import numpy
 
-    arrays: dict[str, Any] = {
-        f"layer_{n}": weights.numpy() for n, weights in enumerate(maps.values())
-    }
-    arrays |= {"names": list(maps), "tokens": tokens, "heads": heads}
+    arrays: dict[str, Any] = {"names": list(maps), "heads": heads}
+    for n, each in enumerate(maps.values()):
+        arrays[f"layer_{n}"] = each.weights.numpy()
+        arrays |= {f"queries_{n}": each.queries, f"keys_{n}": each.keys}
     try:
         with path.open("wb") as file:
             numpy.savez_compressed(file, **arrays)

@@ -13,7 +13,8 @@ from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_families import FAMILIES
 from fused_attention.models.pretrained import OWN, PretrainedModel
 from fused_attention.models.transformer import Transformer
-from fused_attention.training import tokenization
+from fused_attention.training import recipe, tokenization
+from fused_attention.training.corpora import simplify
 from fused_attention.training.datasets import DATASETS, folder_of
 from fused_attention.training.gguf_tokenizer import tokenizer_from_gguf
 from fused_attention.training.tokenization import Tokenizer
@@ -95,6 +96,14 @@ def encode(tokenizer: Tokenizer, text: str, *, frame: bool = False) -> list[int]
     if not frame and not ids and text:
         raise UsageError(f"the model's tokenizer knows nothing of {text!r}")
     return ids
+
+
+def as_trained(model: str, sentences: list[str]) -> list[str]:
+    """Sentences as the model was shown them: runs of ours may know lower case alone."""
+    path = Path(model) / recipe.NAME
+    if path.is_file() and json.loads(path.read_text())["recipe"]["words"]:
+        return [simplify(sentence) for sentence in sentences]
+    return sentences
 
 
 def read_sentences(given: list[str], file: Path | None) -> list[str]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from fused_attention.cli import arguments as types
-from fused_attention.cli.models import MODEL_HELP, load, read_sentences
+from fused_attention.cli.models import MODEL_HELP, as_trained, load, read_sentences
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.models.transformer import Transformer
-from fused_attention.training import recipe
-from fused_attention.training.corpora import simplify
 from fused_attention.training.translating import translate_sentences
 
 
@@ -35,12 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
     sentences = read_sentences(arguments.sentences, arguments.file)
     model, tokenizer = load(arguments.model, Transformer)
     assert isinstance(model, Transformer)
-    given = [simplify(one) for one in sentences] if _is_lower(arguments.model) else sentences
     try:
         translations = translate_sentences(
             model,
             tokenizer,
-            given,
+            as_trained(arguments.model, sentences),
             beams=arguments.beams,
             length_penalty=arguments.length_penalty,
         )
@@ -50,9 +46,3 @@ def run(arguments: argparse.Namespace) -> int:
         output.line(f"{sentence} -> {translation}")
     output.json({"sentences": sentences, "translations": translations})
     return 0
-
-
-def _is_lower(model: str) -> bool:
-    """Whether a run of ours was trained on lower case alone."""
-    path = Path(model) / recipe.NAME
-    return path.is_file() and bool(json.loads(path.read_text())["recipe"]["words"])
