@@ -131,7 +131,8 @@ def _shared_bytes(device_type: str) -> int:
     from fused_attention.triton_kernels.configs import shared_bytes
     from fused_attention.triton_kernels.launch import arch_of
 
-    return shared_bytes(arch_of(torch.device(device_type)))
+    limit: int = shared_bytes(arch_of(torch.device(device_type)))
+    return limit
 
 
 _shared_bytes._dynamo_marked_constant = True  # type: ignore[attr-defined]
