@@ -37,6 +37,7 @@ class MatrixQueue:
         self.issued = np.zeros(rows, np.int64)  # the newest group that has a product in it
         self.fences = np.ones(rows, np.int64)
         self.busy: dict[int, np.ndarray] = {}  # register -> group of its newest product
+        self.sums: dict[int, np.ndarray] = {}  # the same of those that a product adds to
         self.written: dict[int, np.ndarray] = {}  # register -> fences before its last write
         self.reading: list[_Reading] = []
 
@@ -44,7 +45,14 @@ class MatrixQueue:
 
     def check_register(self, gang: Gang, number: int, name: str) -> None:
         """No other instruction may touch a register of a product that still runs."""
-        group = self.busy.get(number)
+        self._check(self.busy, gang, number, name)
+
+    def check_operand(self, gang: Gang, number: int, name: str) -> None:
+        """A product may read what another one still reads, but not what it adds to."""
+        self._check(self.sums, gang, number, name)
+
+    def _check(self, busy: dict[int, np.ndarray], gang: Gang, number: int, name: str) -> None:
+        group = busy.get(number)
         if group is None:
             return
         running = (group[gang.rows] > self.waited[gang.rows])[:, None] & gang.full_mask
@@ -60,10 +68,12 @@ class MatrixQueue:
         at = self.written.setdefault(number, np.zeros(self.wave.rows, np.int64))
         at[gang.rows] = self.fences[gang.rows]
 
-    def use(self, gang: Gang, numbers: list[int]) -> None:
+    def use(self, gang: Gang, sums: list[int], operands: list[int]) -> None:
         """A product takes these registers; writes to them have to lie before a wgmma.fence."""
         group = self.committed[gang.rows] + 1
-        for number in numbers:
+        for number in sums:
+            self.sums.setdefault(number, np.zeros(self.wave.rows, np.int64))[gang.rows] = group
+        for number in (*sums, *operands):
             written = self.written.get(number)
             if written is not None and (written[gang.rows] == self.fences[gang.rows]).any():
                 raise RaceError(

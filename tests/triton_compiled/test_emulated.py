@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from triton_compiled.cases import CASES, DECODE_CASES, FORWARD_CASES
 from triton_compiled.emulate import Emulator
-from triton_compiled.execute import attend, decode
+from triton_compiled.execute import attend, decode, move
 
 pytestmark = pytest.mark.slow
 # A fixed schedule of warps and copies on one chip, a random one on the other.
@@ -22,6 +22,20 @@ each_chip = pytest.mark.parametrize(
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_and_backward(case, emulator, poisoned_allocations):
     attend(case, emulator())
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_gradients_without_atomic_additions(case, poisoned_allocations):
+    """What deterministic=True takes on Hopper, where the other form is the usual one."""
+    emulator = Emulator("sm_90")
+    attend(case, emulator, deterministic=True)
+    assert "backward_query_kernel" in [name for name, _ in emulator.reports]
+
+
+@each_chip
+@pytest.mark.parametrize("case", CASES[:3], ids=str)
+def test_forward_mode(case, emulator, poisoned_allocations):
+    move(case, emulator())
 
 
 @each_chip

@@ -7,16 +7,19 @@ arguments may be touched.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from attention_inputs import AttentionInputs
+from budget import GRADIENT_FACTOR, assert_within_budget
 from torch import Tensor
 from triton_interpreted.interpreter import only_memory_of
 
 from fused_attention.backends.call import Call, Gradients, sink_gradient
 from fused_attention.prepare import prepare
+from fused_attention.reference import AttentionTangents, attention_jvp_reference
 from fused_attention.triton_kernels.backward import attention_backward
 from fused_attention.triton_kernels.jvp import attention_jvp
 
@@ -86,3 +89,27 @@ def tangents_of(inputs: AttentionInputs, tangents: list[Tensor | None]) -> tuple
 def _results(inputs: AttentionInputs, call: Call) -> Any:
     with torch.no_grad():
         return zip(inputs.reference(), (call.empty_out(), call.empty_lse()), strict=True)
+
+
+def assert_tangents(
+    inputs: AttentionInputs, tangents: list[Tensor | None], found: Sequence[Tensor]
+) -> None:
+    """out, lse and their tangents are within budget of those of the formula in fp64."""
+    exact = _jvp_formula(inputs, tangents, torch.float64)
+    baseline = list(_jvp_formula(inputs, tangents, inputs.query.dtype))
+    # lse is fp32 whatever the dtype of the operands.
+    baseline[1] = _jvp_formula(inputs, tangents, torch.float32)[1]
+    names = ("out", "lse", "tangent of out", "tangent of lse")
+    for n, name in enumerate(names):
+        factor = GRADIENT_FACTOR if "tangent" in name else 2.0
+        assert_within_budget(found[n], exact[n], baseline[n], factor=factor, name=name)
+
+
+def _jvp_formula(
+    inputs: AttentionInputs, tangents: list[Tensor | None], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    return attention_jvp_reference(
+        *(inputs.query, inputs.key, inputs.value, AttentionTangents(*tangents)),
+        compute_dtype=dtype,
+        **inputs.reference_options,
+    )

@@ -8,19 +8,15 @@ from typing import Any
 import pytest
 import torch
 from attention_case import AttentionCase
-from attention_inputs import AttentionInputs
-from budget import GRADIENT_FACTOR, assert_within_budget
 from shapes import CASES
-from torch import Tensor
 from torch.func import jvp
-from triton_interpreted.kernel_calls import directions, tangents_of
+from triton_interpreted.kernel_calls import assert_tangents, directions, tangents_of
 
 from fused_attention import Band, attention
 from fused_attention.backends import reference
 from fused_attention.backends import triton as backend
 from fused_attention.reference import (
     AttentionTangents,
-    attention_jvp_reference,
     attention_reference,
 )
 
@@ -40,16 +36,6 @@ MATRIX = [
 ]
 
 
-def formula(
-    inputs: AttentionInputs, tangents: list[Tensor | None], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    return attention_jvp_reference(
-        *(inputs.query, inputs.key, inputs.value, AttentionTangents(*tangents)),
-        compute_dtype=dtype,
-        **inputs.reference_options,
-    )
-
-
 def assert_right(case: AttentionCase, standing: tuple[str, ...] = ()) -> None:
     """The kernel's results against fp64; the tensors named `standing` have no tangent."""
     inputs = case.make()
@@ -57,15 +43,7 @@ def assert_right(case: AttentionCase, standing: tuple[str, ...] = ()) -> None:
         None if name in standing else tangent
         for name, tangent in zip(AttentionTangents._fields, directions(inputs), strict=True)
     ]
-    found = tangents_of(inputs, tangents)
-    exact = formula(inputs, tangents, torch.float64)
-    baseline = list(formula(inputs, tangents, case.dtype))
-    # lse is fp32 whatever the dtype of the operands.
-    baseline[1] = formula(inputs, tangents, torch.float32)[1]
-    names = ("out", "lse", "tangent of out", "tangent of lse")
-    for n, name in enumerate(names):
-        factor = GRADIENT_FACTOR if "tangent" in name else 2.0
-        assert_within_budget(found[n], exact[n], baseline[n], factor=factor, name=name)
+    assert_tangents(inputs, tangents, tangents_of(inputs, tangents))
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: f"{case}-{case.dtype}")

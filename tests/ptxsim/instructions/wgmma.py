@@ -148,14 +148,14 @@ class _Product:
     def run(self, wave: Any, gang: Gang) -> None:
         gang = wave.whole_warps(gang, "wgmma")
         for number in self.a_numbers:
-            wave.matrix.check_register(gang, number, wave.register_name(number))
+            wave.matrix.check_operand(gang, number, wave.register_name(number))
         adds = _uniform(gang, self.keep(wave, gang), "scale-d")[:, None]
         a = self.left(wave, gang)
         descriptor = _uniform(gang, self.b_descriptor(wave, gang), "B")
         units = self.b_tile.units(wave, gang, descriptor, np.zeros(len(gang.rows), np.int64))
         wave.matrix.read_shared(gang, units)
         product = _multiply(wave, a, self.b_tile, units) * self.sign
-        wave.matrix.use(gang, self.d_numbers + self.a_numbers)
+        wave.matrix.use(gang, self.d_numbers, self.a_numbers)
         flat = product.reshape(len(gang.rows), -1)
         if self.result == "f16":
             self.add_halves(wave, gang, flat, adds)
