@@ -31,8 +31,22 @@ OLDEST_CAPABILITY = (8, 0)
 WIDE_BACKWARD_BYTES = 114688
 
 
-def why_not(problem: Problem | DecodeProblem) -> list[str]:
+def why_not(problem: Problem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
+    reasons = decode_why_not(problem)
+    if reasons or not problem.needs_grad or max(problem.head_dim, problem.value_dim) <= 256:
+        return reasons
+    limit = _shared_bytes(problem.device_type)
+    if limit < WIDE_BACKWARD_BYTES:
+        reasons.append(
+            f"gradients at head dims above 256 need {WIDE_BACKWARD_BYTES >> 10} KiB of shared "
+            f"memory, this GPU has {limit >> 10}"
+        )
+    return reasons
+
+
+def decode_why_not(problem: Problem | DecodeProblem) -> list[str]:
+    """The reasons that are the same for a step of decoding, which has no gradients."""
     reasons = list(unavailable(problem.device_type))
     if problem.dtype not in DTYPES:
         reasons.append(
@@ -43,13 +57,6 @@ def why_not(problem: Problem | DecodeProblem) -> list[str]:
     widest = max(problem.head_dim, problem.value_dim)
     if widest > MAX_HEAD_DIM:
         reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
-    if widest > 256 and getattr(problem, "needs_grad", False) and not reasons:
-        limit = _shared_bytes(problem.device_type)
-        if limit < WIDE_BACKWARD_BYTES:
-            reasons.append(
-                f"gradients at head dims above 256 need {WIDE_BACKWARD_BYTES >> 10} KiB of shared "
-                f"memory, this GPU has {limit >> 10}"
-            )
     return reasons
 
 
@@ -95,9 +102,6 @@ def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, 
     with _on_device_of(out):
         attention_jvp(call, tangents, out, lse, out_tangent, lse_tangent)
     return out, lse, out_tangent, lse_tangent
-
-
-decode_why_not = why_not
 
 
 def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
