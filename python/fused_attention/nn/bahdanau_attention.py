@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_attention.checks import wrong_value
-from fused_attention.nn.annotations import Annotations, check_query, check_states
+from fused_attention.nn.annotations import Annotations, check_query, check_states, without_padding
 
 
 class BahdanauAttention(nn.Module):
@@ -74,7 +74,7 @@ class BahdanauAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
-        return Annotations(states, self.key_proj(states), lengths)
+        return Annotations(states, self.key_proj(without_padding(states, lengths)), lengths)
 
     def forward(self, query: Tensor, annotations: Annotations) -> Tensor:
         """The contexts [batch, steps, features of the states] of decoder states.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fused_attention.checks import wrong_value
 from fused_attention.functional import attention
 from fused_attention.masks import Band
-from fused_attention.nn.annotations import Annotations, check_query, check_states
+from fused_attention.nn.annotations import Annotations, check_query, check_states, without_padding
 
 SCORES = ("dot", "general", "concat", "location")
 WINDOWS = ("global", "local-m", "local-p")
@@ -101,11 +101,10 @@ class LuongAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
-        if self.score == "location" and lengths is not None:
-            # Plain products would spread a NaN of the padding; a weight of 0 does not stop it.
-            places = torch.arange(states.shape[1], device=states.device)
-            states = states.masked_fill((places >= lengths[:, None])[..., None], 0.0)
-        keys = states if self.key_proj is None else self.key_proj(states)
+        clean = without_padding(states, lengths)
+        if self.score == "location":
+            return Annotations(clean, clean, lengths)
+        keys = states if self.key_proj is None else self.key_proj(clean)
         return Annotations(states, keys, lengths)
 
     def forward(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
