@@ -1,4 +1,4 @@
-"""Recurrent encoder-decoders against their papers' equations in loops; loss, padding, checkpoints."""
+"""Recurrent encoder-decoders against the papers' equations in loops; loss, padding, checkpoints."""
 
 from __future__ import annotations
 

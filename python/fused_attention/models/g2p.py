@@ -22,12 +22,15 @@ from fused_attention.models.weights import Entry, Table, from_checkpoint
 
 UNKNOWN, WORD_END, START, END = 1, 2, 2, 3
 LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")
-_VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
-_OTHERS = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH".split()
+_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
+_OTHERS = (
+    *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH"),
+    *("T", "TH", "UW", "V", "W", "Y", "Z", "ZH"),
+)
 # The ARPABET in alphabetical order; the digits of vowels are their stress.
 PHONEMES = (
     *("<pad>", "<unk>", "<s>", "</s>"),
-    *sorted([vowel + stress for vowel in _VOWELS for stress in "012"] + _OTHERS),
+    *sorted([*_OTHERS, *(vowel + stress for vowel in _VOWELS for stress in "012")]),
 )
 MAX_PHONEMES = 20
 CONFIG = Seq2SeqConfig(

@@ -39,17 +39,6 @@ class Annotations(NamedTuple):
         return torch.full((batch,), length, device=self.states.device)
 
 
-def without_padding(states: Tensor, lengths: Tensor | None) -> Tensor:
-    """[batch, length, features] with zeros beyond the lengths.
-
-    Products need it: 0 * NaN is NaN, in the values and in the gradient of a projection's weight.
-    """
-    if lengths is None:
-        return states
-    places = torch.arange(states.shape[1], device=states.device)
-    return states.masked_fill((places >= lengths[:, None])[..., None], 0.0)
-
-
 def check_states(states: Any, lengths: Any, features: int) -> None:
     """The encoder's states [batch, length, features] and integer lengths [batch] or None."""
     check_tensor("states", states)

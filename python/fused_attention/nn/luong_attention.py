@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fused_attention.additive import additive_attention
 from fused_attention.checks import wrong_value
+from fused_attention.formulas import without_padding
 from fused_attention.functional import attention
 from fused_attention.masks import Band
-from fused_attention.nn.annotations import Annotations, check_query, check_states, without_padding
+from fused_attention.nn.annotations import Annotations, check_query, check_states
 
 SCORES = ("dot", "general", "concat", "location")
 WINDOWS = ("global", "local-m", "local-p")
@@ -101,7 +103,8 @@ class LuongAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
-        clean = without_padding(states, lengths)
+        # 0 * NaN would be NaN in plain products and in the gradient of key_proj's weight.
+        clean = without_padding(states[:, None], lengths)[:, 0]
         if self.score == "location":
             return Annotations(clean, clean, lengths)
         keys = states if self.key_proj is None else self.key_proj(clean)
@@ -133,8 +136,6 @@ class LuongAttention(nn.Module):
         if self.window == "local-m":
             band = Band.window(int(self.width), int(self.width), first_step)
         if self.v is not None:
-            from fused_attention.additive import additive_attention
-
             v = self.v.weight[0]
             additive: Tensor = additive_attention(
                 asked, keys, states, v, key_lengths=lengths, band=band
