@@ -1,4 +1,4 @@
-"""Translations by an encoder-decoder: beam search with a cache of keys and values."""
+"""Translations by an encoder-decoder: beam search over steps that keep their past."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import torch
 from torch import Tensor
 
 from fused_attention.models.beam_search import Hypothesis, beam_search
+from fused_attention.models.seq2seq import Seq2Seq
+from fused_attention.models.seq2seq_steps import StepwiseDecoder
 from fused_attention.models.transformer import Transformer, packed_rows
 from fused_attention.nn.block import Block
 from fused_attention.nn.sequences import Sequences
 
-MORE = 50  # tokens that a translation may be longer than its source, as in the paper
+MORE = 50  # tokens that a translation may be longer than its source, as in the Transformer's paper
+EncoderDecoder = Transformer | Seq2Seq
 
 
 @torch.no_grad()
 def translate(
-    model: Transformer,
+    model: EncoderDecoder,
     source: Tensor,
     source_lengths: Tensor | None = None,
     *,
@@ -45,8 +48,12 @@ def translate(
         raise RuntimeError("model: must be in evaluation mode (call eval())")
     if max_length is None:
         max_length = source.shape[1] + MORE
-    decoder = Decoder(model, source, source_lengths, rows=beams, max_length=max_length)
     config = model.config
+    decoder: Decoder | StepwiseDecoder
+    if isinstance(model, Seq2Seq):
+        decoder = StepwiseDecoder(model, source, source_lengths, rows=beams)
+    else:
+        decoder = Decoder(model, source, source_lengths, rows=beams, max_length=max_length)
     return beam_search(
         decoder.step,
         decoder.reorder,
@@ -60,7 +67,7 @@ def translate(
 
 
 class Decoder:
-    """The decoder's side of a translation: some rows for each source, one token a step.
+    """The Transformer's side of a translation: some rows for each source, one token a step.
 
     Args:
         source: integer [batch, length].

@@ -1,10 +1,13 @@
 """Modules on the fused kernels."""
 
+from fused_attention.nn.annotations import Annotations
 from fused_attention.nn.attention import Attention, Memory
 from fused_attention.nn.attention_maps import attention_layers, attention_maps
+from fused_attention.nn.bahdanau_attention import BahdanauAttention
 from fused_attention.nn.block import Block, BlockConfig, make_norm
 from fused_attention.nn.feed_forward import FeedForward
 from fused_attention.nn.kv_cache import Cache, KVCache
+from fused_attention.nn.luong_attention import LuongAttention
 from fused_attention.nn.multi_head_attention import MultiHeadAttention
 from fused_attention.nn.paged_kv_cache import PagedKVCache
 from fused_attention.nn.positions import SinusoidalPositions, alibi_slopes
@@ -18,7 +21,9 @@ from fused_attention.nn.rotary_scaling import (
 from fused_attention.nn.sequences import Sequences, pack, unpack
 
 __all__ = [
+    "Annotations",
     "Attention",
+    "BahdanauAttention",
     "Block",
     "BlockConfig",
     "Cache",
@@ -27,6 +32,7 @@ __all__ = [
     "KVCache",
     "LinearScaling",
     "Llama3Scaling",
+    "LuongAttention",
     "Memory",
     "MultiHeadAttention",
     "PagedKVCache",
