@@ -16,6 +16,12 @@ from fused_attention.training.settings import Settings
 NAME = "run.json"
 FORMAT = 1
 TOKENIZERS = ("characters", "words", "bpe")
+# Fields of a recipe that mean something to the recurrent models only, and to all others only.
+SEQ2SEQ_ONLY = frozenset(
+    "attention cell width input_feeding reverse_source directions embedding_dim label_smoothing "
+    "target_tokenizer".split()
+)
+NOT_SEQ2SEQ = frozenset({"heads"})
 
 
 class RunError(ValueError):
@@ -169,6 +175,7 @@ SEQ2SEQ = Run(
         tokenizer="characters",
         target_tokenizer="characters",
         layers=1,
+        heads=1,
         dim=128,
         embedding_dim=48,
         dropout=0.0,

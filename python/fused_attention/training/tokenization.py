@@ -105,6 +105,11 @@ def encode_sentences(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[lis
     return [piece.ids for piece in encoded]
 
 
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself."""
+    return [tokenizer.decode([one], skip_special_tokens=False) for one in ids]
+
+
 def save(tokenizer: Tokenizer, folder: Path, name: str = NAME) -> None:
     write_text(folder / name, tokenizer.to_str(pretty=True))
 
