@@ -217,16 +217,19 @@ def _status(step: int, steps: int, trainer: Trainer) -> str:
 
 def show(output: Output, report: dict[str, Any]) -> None:
     rows = [
-        [str(entry["step"]), f"{entry['loss']:.4f}", f"{entry['validation_loss']:.4f}"]
+        [
+            str(entry["step"]),
+            f"{entry['loss']:.4f}" if "loss" in entry else "",
+            f"{entry['validation_loss']:.4f}",
+        ]
         for entry in report["log"]
-        if "validation_loss" in entry and "loss" in entry
+        if "validation_loss" in entry
     ]
     output.heading(f"{report['parameters']:,} parameters, {report['steps']} steps")
     output.table(["step", "loss", "validation loss"], rows, left=0)
     if "bleu" in report:
-        right = f"{100 * report['exact_match']:.1f} % word for word right"
-        unseen = f"{report['held_out']} sources that it has never seen"
-        output.line(f"BLEU {report['bleu']:.1f}, {right}, of {unseen}")
+        right = f"BLEU {report['bleu']:.1f}, exact match {100 * report['exact_match']:.1f} %"
+        output.line(f"{right} on {report['held_out']} sources that it has never seen")
     cpu, seconds = report["cpu_seconds"], report["seconds"]
     output.line(
         f"{seconds:.0f} seconds ({cpu:.0f} of CPU time); the model is in {report['folder']}"

@@ -36,7 +36,7 @@ LANGUAGES = (
         "december".split(),
         "monday tuesday wednesday thursday friday saturday sunday".split(),
         (
-            *("{d} {month} {y}", "{month} {d}, {y}", "{day} {d} {month} {y}", "{y} {month} {d}"),
+            *("{d} {month} {y}", "{month} {d}, {y}", "{day} {d} {month} {y}", "{month} {d} {y}"),
             *("{day}, {month} {d}, {y}", "{d} {mon} {y}", "{mon} {d} {y}", "{dd}-{mon}-{y}"),
         ),
     ),

@@ -186,6 +186,7 @@ SEQ2SEQ = Run(
         steps=300,
         learning_rate=4e-3,
         warmup=20,
+        final_ratio=0.01,
         weight_decay=0.0,
         evaluate_every=50,
         checkpoint_every=100,
