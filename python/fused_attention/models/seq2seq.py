@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fused_attention.checks import check_integers, wrong_value
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.seq2seq_config import Seq2SeqConfig
 from fused_attention.models.seq2seq_decoder import Decoded, Decoder
@@ -117,9 +118,10 @@ class Seq2Seq(PretrainedModel):
         """
         check_ids("target", target)
         if len(target) != len(encoded.states):
-            rule = f"target: must have source's batch {len(encoded.states)}"
-            raise ValueError(f"{rule}, got {len(target)}")
+            rule = f"must have source's batch {len(encoded.states)}"
+            wrong_value("target", rule, len(target))
         if target_lengths is not None:
+            check_integers("target_lengths", target_lengths, target.device, len(target))
             # Padding may be any number, also one that is no token.
             places = torch.arange(target.shape[1], device=target.device)
             target = target.masked_fill(places >= target_lengths[:, None], self.config.pad_token)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fused_attention.additive import additive_attention
 from fused_attention.checks import wrong_value
+from fused_attention.formulas import without_padding
 from fused_attention.nn.annotations import Annotations, check_query, check_states
 
 
@@ -74,7 +76,9 @@ class BahdanauAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
-        return Annotations(states, self.key_proj(states), lengths)
+        # 0 * NaN would be NaN in the gradient of key_proj's weight.
+        clean = without_padding(states[:, None], lengths)[:, 0]
+        return Annotations(states, self.key_proj(clean), lengths)
 
     def forward(self, query: Tensor, annotations: Annotations) -> Tensor:
         """The contexts [batch, steps, features of the states] of decoder states.
@@ -86,8 +90,6 @@ class BahdanauAttention(nn.Module):
         Raises:
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
-        from fused_attention.additive import additive_attention
-
         check_query(query, annotations, self.query_dim)
         context: Tensor = additive_attention(
             self.query_proj(query),

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fused_attention.additive import additive_attention
 from fused_attention.checks import wrong_value
+from fused_attention.formulas import without_padding
 from fused_attention.functional import attention
 from fused_attention.masks import Band
 from fused_attention.nn.annotations import Annotations, check_query, check_states
@@ -101,11 +103,11 @@ class LuongAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
-        if self.score == "location" and lengths is not None:
-            # Plain products would spread a NaN of the padding; a weight of 0 does not stop it.
-            places = torch.arange(states.shape[1], device=states.device)
-            states = states.masked_fill((places >= lengths[:, None])[..., None], 0.0)
-        keys = states if self.key_proj is None else self.key_proj(states)
+        # 0 * NaN would be NaN in plain products and in the gradient of key_proj's weight.
+        clean = without_padding(states[:, None], lengths)[:, 0]
+        if self.score == "location":
+            return Annotations(clean, clean, lengths)
+        keys = states if self.key_proj is None else self.key_proj(clean)
         return Annotations(states, keys, lengths)
 
     def forward(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
@@ -134,8 +136,6 @@ class LuongAttention(nn.Module):
         if self.window == "local-m":
             band = Band.window(int(self.width), int(self.width), first_step)
         if self.v is not None:
-            from fused_attention.additive import additive_attention
-
             v = self.v.weight[0]
             additive: Tensor = additive_attention(
                 asked, keys, states, v, key_lengths=lengths, band=band
