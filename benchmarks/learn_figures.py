@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fused_attention import Band
 
-from .mask_pictures import KEYS, SEEN, Drawing, draw_cells, draw_frame, draw_mask
+from .heat_maps import draw_weights, without_frame
+from .mask_pictures import KEYS, Drawing, draw_cells, draw_frame, draw_mask
 from .style import BLUE, INK, MUTED, ORANGE, PALE
 
 LONGEST_TRAINED = 12  # digits, on the pages 1 and 2
@@ -45,7 +46,7 @@ def alignment_figure(weights: Tensor, source: Tensor) -> Figure:
     figure = Figure(figsize=(3.6, 3.5), layout="constrained")
     axes = figure.subplots()
     labels = [str(digit) for digit in source[0].tolist()]
-    _weights(axes, weights[0], labels, labels)
+    draw_weights(axes, weights[0], labels, labels)
     axes.set_xlabel("source digit", color=INK)
     axes.set_ylabel("digit being said", color=INK)
     return figure
@@ -55,7 +56,7 @@ def dates_figure(across: Tensor, asked: str, answer: str) -> Figure:
     """Weights [symbol of the answer, symbol of the source]."""
     figure = Figure(figsize=(5.6, 3.45), layout="constrained")
     axes = figure.subplots()
-    _weights(axes, across, list(answer), list(asked))
+    draw_weights(axes, across, list(answer), list(asked))
     axes.set_xlabel("source", color=INK)
     axes.set_ylabel("answer", color=INK)
     return figure
@@ -67,7 +68,7 @@ def counting_figure(by_head: Tensor, read: str) -> Figure:
     heads = len(by_head) // 2
     grid = figure.subplots(2, heads)
     for number, (axes, weights) in enumerate(zip(grid.flat, by_head, strict=True)):
-        _weights(axes, weights, list(read), list(read), lines=0.2)
+        draw_weights(axes, weights, list(read), list(read), lines=0.2)
         axes.tick_params(labelsize=5.5, pad=1)
         title = f"layer {number // heads + 1}, head {number % heads + 1}"
         axes.set_xlabel(title, fontsize=9, color=INK)
@@ -117,7 +118,7 @@ def positions_figure(variants: Mapping[str, Tensor]) -> Figure:
             axes.set_xlabel("position", color=INK)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-            _quiet(axes)
+            without_frame(axes)
     bar = figure.colorbar(image, ax=list(grid[1]), shrink=0.9)
     bar.set_label("dot product of two positions", color=INK)
     return figure
@@ -180,12 +181,6 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(colors=INK, labelsize=9)
 
 
-def _quiet(axes: Axes) -> None:
-    """No spines, for pictures that have edges of their own."""
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, colors=MUTED, labelsize=8)
-
-
 def _name_line(axes: Axes, end: tuple[float, float], label: str, color: str) -> None:
     """Write a line's name behind its last point."""
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9.5}
@@ -194,18 +189,3 @@ def _name_line(axes: Axes, end: tuple[float, float], label: str, color: str) -> 
 
 def _note(axes: Axes, place: tuple[float, float], text: str) -> None:
     axes.text(*place, text, color=MUTED, fontsize=8.5, va="bottom")
-
-
-def _weights(
-    axes: Axes, weights: Tensor, rows: Sequence[str], columns: Sequence[str], lines: float = 0.8
-) -> None:
-    """A heat map of weights in [0, 1], its rows and columns named."""
-    cells = weights.numpy()
-    axes.pcolormesh(cells, cmap=SEEN, vmin=0, vmax=1, edgecolors="white", linewidth=lines)
-    axes.set_ylim(len(rows), 0)
-    axes.set_aspect("equal")
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        axis.set_ticks([i + 0.5 for i in range(len(labels))], labels)
-    _quiet(axes)

@@ -1,6 +1,6 @@
 """Kills a training run at random moments and resumes it, until it has reached its last step.
 
-    PYTHONPATH=tests python -m training.kill_resume --kills 20
+    PYTHONPATH=tests python -m training.kill_resume --kills 20 --model recurrent
 
 Its losses have to be those of a run that nobody disturbed, every checkpoint complete, and the
 weights at the end the same bit for bit.
@@ -21,20 +21,22 @@ import time
 from pathlib import Path
 
 import torch
-from training.small_model import SmallModel, windows
+from training.small_model import SmallModel, pair_batches, small_translator, windows
 
 from fused_attention.training import Settings, Trainer, checkpoint
 from fused_attention.training.history import read_log
 
 CHECKPOINT_EVERY = 6
 STEPS_PER_KILL = 60
+MODELS = {"attention": (SmallModel, windows), "recurrent": (small_translator, pair_batches)}
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 
 
-def train(folder, settings):
+def train(folder, settings, model):
     """Go on with the run to its end."""
     torch.set_num_threads(1)
-    trainer = Trainer(SmallModel(), windows(), settings, folder=folder)
+    build, batches = MODELS[model]
+    trainer = Trainer(build(), batches(), settings, folder=folder)
     trainer.resume()
     trainer.run()
 
@@ -49,11 +51,11 @@ def kill_after(child, cpu_seconds):
         time.sleep(0.001)
 
 
-def run_killed(folder, settings, moments):
+def run_killed(folder, settings, moments, model):
     """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills."""
     reached = []
     for moment in (*moments, None):
-        child = FORK.Process(target=train, args=(folder, settings))
+        child = FORK.Process(target=train, args=(folder, settings, model))
         child.start()
         if moment is not None:
             kill_after(child, moment)
@@ -68,7 +70,7 @@ def run_killed(folder, settings, moments):
     return reached
 
 
-def compare(kills, seed=0):
+def compare(kills, seed=0, model="attention"):
     """A killed run beside an undisturbed one."""
     steps = STEPS_PER_KILL * (kills + 1)
     settings = Settings(
@@ -81,14 +83,14 @@ def compare(kills, seed=0):
         trial = Path(name) / "trial"
         trial.mkdir()
         begin = _cpu_seconds_of_children()
-        run_killed(trial, dataclasses.replace(settings, steps=1), ())
+        run_killed(trial, dataclasses.replace(settings, steps=1), (), model)
         started = _cpu_seconds_of_children()
-        run_killed(whole, settings, ())
+        run_killed(whole, settings, (), model)
         # Shorter than even parts: the run must not end before its last kill.
         span = (_cpu_seconds_of_children() - started) / (1.5 * kills + 1)
         chance = random.Random(seed)
         moments = [started - begin + chance.uniform(0.0, 1.6) * span for _ in range(kills)]
-        reached = run_killed(killed, settings, moments)
+        reached = run_killed(killed, settings, moments, model)
         logs = [[entry["loss"] for entry in read_log(f / "log.jsonl")] for f in (whole, killed)]
         ends = [checkpoint.load(checkpoint.checkpoints(f)[-1][1])[0] for f in (whole, killed)]
         return {
@@ -117,8 +119,9 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m training.kill_resume")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=MODELS, default="attention")
     options = parser.parse_args()
-    report = compare(options.kills, options.seed)
+    report = compare(options.kills, options.seed, options.model)
     print(json.dumps(report, indent=1))
     return 0 if passed(report, options.kills) else 1
 

@@ -1,4 +1,7 @@
-"""A language model that is small enough to train in a test: attention, dropout, tied weights."""
+"""Models that are small enough to train in a test.
+
+A language model with attention, dropout and tied weights, and a recurrent translator.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fused_attention.models.seq2seq import Seq2Seq
+from fused_attention.models.seq2seq_config import Seq2SeqConfig
 from fused_attention.nn.block import Block, BlockConfig
 from fused_attention.training import Batch
+from fused_attention.training.translation import SentencePairs
 from fused_attention.training.windows import TokenWindows
 
 VOCAB, DIM, HEADS, LENGTH = 11, 16, 2, 12
@@ -45,6 +51,24 @@ def tokens(count=500, seed=0):
 
 def windows(count=4, seed=0):
     return TokenWindows(tokens(), LENGTH, count, seed)
+
+
+def small_translator(attention="luong-general", seed=0):
+    """A recurrent encoder-decoder for `pair_batches`, with dropout."""
+    torch.manual_seed(seed)
+    config = Seq2SeqConfig(
+        VOCAB, embedding_dim=8, dim=DIM, attention=attention, width=2.0, dropout=0.1
+    )
+    return Seq2Seq(config)
+
+
+def pair_batches(count=60, seed=0):
+    """Sequences of 3 to 8 tokens and the same backwards."""
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 9, (count,), generator=random).tolist()
+    rows = [torch.randint(5, VOCAB, (n,), generator=random).tolist() for n in lengths]
+    pairs = [([*row, 2], [1, *reversed(row), 2]) for row in rows]
+    return SentencePairs(pairs, 32, pad_id=0, seed=seed)
 
 
 class Joined:

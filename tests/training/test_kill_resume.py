@@ -11,9 +11,10 @@ from training import kill_resume
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason=f"{sys.platform} cannot fork")
-def test_a_killed_run_ends_like_an_undisturbed_one():
-    report = kill_resume.compare(kills=4)
-    assert kill_resume.passed(report, kills=3), report
+@pytest.mark.parametrize("model, kills", [("attention", 4), ("recurrent", 3)])
+def test_a_killed_run_ends_like_an_undisturbed_one(model, kills):
+    report = kill_resume.compare(kills, model=model)
+    assert kill_resume.passed(report, kills - 1), report
     reached = report["checkpoints at the kills"]
     assert reached == sorted(reached)
     assert reached[-1] < report["steps"]

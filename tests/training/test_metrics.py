@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fused_attention.training.metrics import bleu, perplexity
+from fused_attention.training.metrics import bleu, exact_match, perplexity
 
 
 def test_bleu_takes_any_reference():
@@ -19,6 +19,12 @@ def test_bleu_takes_any_reference():
     fewer = [references[0][:1], references[1]]
     assert 20 < bleu(hypotheses, fewer) < 90
     assert bleu(["x y z w v", "u"], references) < 5
+
+
+def test_exact_match_takes_any_reference():
+    references = [["T AH M EY T OW", "T AH M AA T OW"], ["K AE T"], ["D AO G"]]
+    assert exact_match(["T AH M AA T OW", "K AE T", "D AA G"], references) == pytest.approx(2 / 3)
+    assert exact_match(["x", "K AE", "D AO G S"], references) == 0
 
 
 def test_perplexity():

@@ -10,9 +10,10 @@ import torch
 
 from fused_attention.models.bert import BERT
 from fused_attention.models.gpt import GPT
-from fused_attention.training import recipe, runs, tokenization
+from fused_attention.models.seq2seq import Seq2Seq
+from fused_attention.training import datasets, recipe, runs, tokenization
 from fused_attention.training.processes import Processes
-from fused_attention.training.recipe import DEFAULTS, RunError, changed
+from fused_attention.training.recipe import DEFAULTS, RunError, changed, default_run
 
 TEXT = "".join(f"Line {n} of a play, in which {n % 7} people speak.\n" for n in range(400))
 SMALL = {
@@ -63,6 +64,48 @@ def test_a_run_is_gone_on_with_and_exported(tmp_path, text, family, tokenizer):
         assert torch.equal(weight, dict(model.named_parameters())[name]), name
     ids = tokenization.load(tmp_path / "run").encode("Line 3").ids
     assert prepared.tokenizer.decode(ids) == "Line 3"
+
+
+PAIRS = "".join(f"i see {n} of you.\tje vois {n} de toi.\n" for n in range(90))
+RECURRENT = {**SMALL, "heads": 1, "embedding_dim": 8, "batch_tokens": 200, "evaluate_every": 2}
+
+
+@pytest.mark.parametrize("attention", ["none", "bahdanau", "luong-general", "local-p"])
+@pytest.mark.parametrize("target_tokenizer", ["", "words"])
+def test_a_recurrent_run_is_gone_on_with_and_judged(tmp_path, attention, target_tokenizer):
+    data = tmp_path / "pairs.tsv"
+    data.write_text(PAIRS)
+    changes = {"attention": attention, "target_tokenizer": target_tokenizer, "data": str(data)}
+    plan = changed(default_run("seq2seq"), {**RECURRENT, **changes, "dropout": 0.1, "width": 2.0})
+    whole, _ = runs.begin(plan, tmp_path / "whole", Processes())
+    wanted = [(entry["loss"], entry.get("validation_loss")) for entry in whole.run().entries]
+
+    first, _ = runs.begin(plan, tmp_path / "run", Processes())
+    for _ in range(2):
+        first.train_step()
+    first.save()
+    second, prepared = runs.go_on(tmp_path / "run", Processes())
+    told = [(entry["loss"], entry.get("validation_loss")) for entry in second.run().entries]
+    assert told == wanted[2:]
+    assert (prepared.target_tokenizer is None) == (target_tokenizer == "")
+    model = Seq2Seq.from_pretrained(tmp_path / "run")
+    assert model.config.attention == attention
+    assert (model.config.target_vocab_size is None) == (target_tokenizer == "")
+    judged = prepared.judge(model)
+    assert judged.keys() == {"bleu", "exact_match", "held_out"} and judged["held_out"] == 20
+
+
+def test_recurrent_runs_by_their_data(tmp_path, monkeypatch):
+    assert default_run("gpt") == DEFAULTS["gpt"]
+    by_data = {name: default_run("seq2seq", name).recipe for name in ("dates", "cmudict", "x.tsv")}
+    assert [each.data for each in by_data.values()] == list(by_data)
+    assert [each.target_tokenizer for each in by_data.values()] == ["characters", "words", "bpe"]
+    assert [each.lower_case for each in by_data.values()] == [True, True, True]
+    assert not changed(default_run("seq2seq", "x.tsv"), {"words": 0}).recipe.lower_case
+    monkeypatch.setenv(datasets.VARIABLE, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="run fused-attention fetch cmudict"):
+        runs.begin(default_run("seq2seq", "cmudict"), tmp_path / "run", Processes())
+    assert not (tmp_path / "run").exists()
 
 
 def test_validation_text_is_not_trained_on(tmp_path, text):
@@ -122,7 +165,10 @@ def test_a_run_is_stored_as_it_is(tmp_path):
         ({"layers": 0}, "layers: must be at least 1, got 0"),
         ({"heads": 3}, "dim: must be divisible by heads 3, got 16"),
         ({"dropout": 1.0}, r"dropout: must be in \[0, 1\), got 1.0"),
-        ({"tokenizer": "words"}, "tokenizer: must be one of characters, bpe, got words"),
+        ({"tokenizer": "signs"}, "tokenizer: must be one of characters, words, bpe, got signs"),
+        ({"target_tokenizer": "x"}, "target_tokenizer: must be one of characters, words, bpe, got"),
+        ({"directions": 3}, "directions: must be 1 or 2, got 3"),
+        ({"embedding_dim": -1}, "embedding_dim: must be at least 0, got -1"),
         ({"steps": 0}, "steps: must be at least 1, got 0"),
     ],
 )

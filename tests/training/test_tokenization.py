@@ -41,6 +41,15 @@ def test_special_tokens_come_first():
     assert [tokenizer.token_to_id(symbol) for symbol in SPECIAL] == [0, 1, 2, 3, 4]
 
 
+def test_words_are_the_most_frequent_ones():
+    tokenizer = tokenization.word_tokenizer(["B AA B", "B AA N", "K"], 8, frame=True)
+    assert tokenizer.get_vocab_size() == 8
+    assert tokenizer.encode("AA B  K").ids == [1, 6, 5, 7, 2]
+    assert tokenizer.encode("B N").ids == [1, 5, SPECIAL.index("<unk>"), 2]
+    assert tokenizer.decode([1, 5, 6, 7, 2]) == "B AA K"
+    assert tokenization.token_texts(tokenizer, [1, 6, 7]) == ["<s>", "AA", "K"]
+
+
 @pytest.mark.parametrize("text", ["", "no newline at all " * 9000, "line\n" * 40000])
 def test_long_texts_are_cut_without_a_trace(text):
     tokenizer = tokenization.character_tokenizer("abcdefghijklmnopqrstuvwxyz \n")

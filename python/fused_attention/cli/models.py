@@ -12,12 +12,15 @@ from fused_attention.models.gguf import GGUFFile, gpt_from_gguf
 from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_families import FAMILIES
 from fused_attention.models.pretrained import OWN, PretrainedModel
+from fused_attention.models.seq2seq import Seq2Seq
 from fused_attention.models.transformer import Transformer
+from fused_attention.models.translation import EncoderDecoder
 from fused_attention.training import recipe, tokenization
 from fused_attention.training.corpora import simplify
 from fused_attention.training.datasets import DATASETS, folder_of
 from fused_attention.training.gguf_tokenizer import tokenizer_from_gguf
 from fused_attention.training.tokenization import Tokenizer
+from fused_attention.training.translating import Translator
 
 MODEL_HELP = "a folder with config.json, a .gguf file, or a fetched model: minilm, smollm2"
 # "model_type" in config.json, or our class where the checkpoint has our own names.
@@ -25,7 +28,7 @@ KINDS: dict[str, type[PretrainedModel]] = {
     **dict.fromkeys(FAMILIES, GPT),
     **dict.fromkeys(("bert", "modernbert"), BERT),
     **dict.fromkeys(("marian", "pegasus"), Transformer),
-    **{kind.__name__: kind for kind in (GPT, BERT, Transformer)},
+    **{kind.__name__: kind for kind in (GPT, BERT, Transformer, Seq2Seq)},
 }
 
 
@@ -51,6 +54,25 @@ def load(name: str, *kinds: type[PretrainedModel]) -> Loaded:
         return Loaded(kind.from_pretrained(path), tokenization.load(path))
     except (ValueError, OSError) as error:
         raise UsageError(f"argument MODEL: {error}") from None
+
+
+def load_translator(
+    name: str, *kinds: type[PretrainedModel]
+) -> tuple[EncoderDecoder, Translator]:
+    """An encoder-decoder of one of these kinds, with its tokenizers.
+
+    Raises:
+        UsageError: there is none of that name, or it is of another kind.
+    """
+    model, tokenizer = load(name, *kinds)
+    assert isinstance(model, EncoderDecoder)
+    folder, other = Path(name), None
+    try:
+        if (folder / tokenization.TARGET_NAME).exists():
+            other = tokenization.load(folder, tokenization.TARGET_NAME)
+    except ValueError as error:
+        raise UsageError(f"argument MODEL: {error}") from None
+    return model, Translator(tokenizer, other)
 
 
 def _path(name: str) -> Path:
@@ -100,9 +122,12 @@ def encode(tokenizer: Tokenizer, text: str, *, frame: bool = False) -> list[int]
 
 def as_trained(model: str, sentences: list[str]) -> list[str]:
     """Sentences as the model was shown them: runs of ours may know lower case alone."""
-    path = Path(model) / recipe.NAME
-    if path.is_file() and json.loads(path.read_text())["recipe"]["words"]:
-        return [simplify(sentence) for sentence in sentences]
+    path = Path(model)
+    try:
+        if (path / recipe.NAME).is_file() and recipe.Run.load(path)[0].recipe.lower_case:
+            return [simplify(sentence) for sentence in sentences]
+    except recipe.RunError as error:
+        raise UsageError(f"argument MODEL: {error}") from None
     return sentences
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fused_attention import __version__
 from fused_attention.cli import (
+    align,
     attention_map,
     bench,
     check,
@@ -26,7 +27,7 @@ from fused_attention.cli.output import MissingExtraError, UsageError, missing_ex
 PROGRAM = "fused-attention"
 COMMANDS = (
     *(info, explain, check, bench, demo),
-    *(fetch, train, generate, embed, translate, attention_map),
+    *(fetch, train, generate, embed, translate, attention_map, align),
 )
 
 

@@ -1,4 +1,4 @@
-"""fused-attention train: a GPT, a BERT or a Transformer on one's own or on fetched data."""
+"""fused-attention train: a GPT, a BERT, a Transformer or a recurrent encoder-decoder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ import torch
 
 from fused_attention.cli import arguments as types
 from fused_attention.cli.output import Output, UsageError
+from fused_attention.models.seq2seq_config import ATTENTIONS, CELLS
 from fused_attention.training.history import Entry
 from fused_attention.training.loop import Trainer
 from fused_attention.training.processes import STRATEGIES, Processes
-from fused_attention.training.recipe import DEFAULTS, TOKENIZERS, Recipe, Run, changed
+from fused_attention.training.recipe import (
+    DEFAULTS,
+    NOT_SEQ2SEQ,
+    SEQ2SEQ_ONLY,
+    TOKENIZERS,
+    Recipe,
+    Run,
+    changed,
+    default_run,
+)
 from fused_attention.training.runs import begin, go_on
 from fused_attention.training.schedules import SCHEDULES
 from fused_attention.training.settings import PRECISIONS, Settings
@@ -23,12 +33,31 @@ from fused_attention.training.settings import PRECISIONS, Settings
 _SWITCHES = {
     "checkpoint_layers": "recompute layers in the backward pass instead of keeping activations",
     "compile": "compile the model with torch.compile",
+    "input_feeding": "seq2seq: a step also gets the attentional vector of the step before",
+    "reverse_source": "seq2seq: the encoder reads the source backwards",
 }
-_CHOICES = {"tokenizer": TOKENIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
+_CHOICES = {
+    "tokenizer": TOKENIZERS,
+    "target_tokenizer": TOKENIZERS,
+    "attention": ATTENTIONS,
+    "cell": CELLS,
+    "schedule": tuple(SCHEDULES),
+    "precision": PRECISIONS,
+}
 _HELP = {
-    "data": "a dataset (see fused-attention fetch) or a file of your own",
-    "vocab_size": "of bpe, at most",
-    "layers": "blocks (of encoder and decoder each)",
+    "data": "a dataset (see fused-attention fetch), of seq2seq also dates, which need no fetch, "
+    "or a file of your own, for translators of source, tab, translation in each line",
+    "tokenizer": "of seq2seq the sources' own, unless there is no --target-tokenizer",
+    "target_tokenizer": "seq2seq's for targets; default: that of the data",
+    "vocab_size": "of words and bpe, at most",
+    "layers": "blocks or recurrent layers (of encoder and decoder each)",
+    "attention": "seq2seq's; default: bahdanau",
+    "cell": "seq2seq's; default: gru, for cmudict lstm",
+    "width": "seq2seq: local-m and local-p see so many tokens to each side",
+    "directions": "seq2seq: in which its encoder reads, 1 or 2; default: 2",
+    "embedding_dim": "seq2seq's; 0 is dim",
+    "label_smoothing": "seq2seq's; default: 0.0",
+    "patience": "evaluations without a better validation loss that end the run; 0 never does",
     "context": "tokens that the model sees at most",
     "batch_tokens": "tokens per batch and process",
     "words": "take sentences of at most so many words; 0 takes all",
@@ -47,7 +76,7 @@ def add_parser(commands: types.Subparsers) -> None:
         "fused-attention train gpt --out runs/gpt --steps 500",
         run,
     )
-    parser.add_argument("family", nargs="?", choices=DEFAULTS, metavar="gpt|bert|transformer")
+    parser.add_argument("family", nargs="?", choices=DEFAULTS, metavar="|".join(DEFAULTS))
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--out", type=types.output_folder, metavar="FOLDER", help="of a new run")
     place.add_argument("--resume", type=Path, metavar="FOLDER", help="of a run to go on with")
@@ -101,6 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"argument --resume: the run keeps its settings, got {name} too")
     if arguments.out is not None and arguments.family is None:
         raise UsageError(f"choose a family, one of {', '.join(DEFAULTS)}")
+    _check_family(arguments.family, given)
     processes = _processes(arguments)
     try:
         report = _train(arguments, given, processes, output)
@@ -115,6 +145,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {field.name for of in (Recipe, Settings) for field in dataclasses.fields(of)}
     return {name: v for name, v in vars(arguments).items() if name in names - {"family"}}
+
+
+def _check_family(family: str | None, given: dict[str, Any]) -> None:
+    """Refuse options that the family would not heed."""
+    others = NOT_SEQ2SEQ if family == "seq2seq" else SEQ2SEQ_ONLY
+    for name in given:
+        if name in others:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"argument {flag}: means nothing to the family {family}")
 
 
 def _processes(arguments: argparse.Namespace) -> Processes:
@@ -136,7 +175,7 @@ def _train(
         if arguments.resume is not None:
             trainer, prepared = go_on(arguments.resume, processes)
         else:
-            plan: Run = changed(DEFAULTS[arguments.family], given)
+            plan: Run = changed(default_run(arguments.family, given.get("data")), given)
             trainer, prepared = begin(plan, arguments.out, processes)
         report = _run(trainer, output, processes)
         if prepared.judge is not None and processes.is_first and trainer.folder is not None:
@@ -158,8 +197,9 @@ def _run(trainer: Trainer, output: Output, processes: Processes) -> dict[str, An
     return {
         "folder": str(trainer.folder),
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-        "steps": steps,
+        "steps": trainer.step,
         "resumed_from": first,
+        "best_step": trainer.stopping.best_step,
         "seconds": round(time.perf_counter() - begun, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "log": trainer.history.entries,
@@ -177,14 +217,19 @@ def _status(step: int, steps: int, trainer: Trainer) -> str:
 
 def show(output: Output, report: dict[str, Any]) -> None:
     rows = [
-        [str(entry["step"]), f"{entry['loss']:.4f}", f"{entry['validation_loss']:.4f}"]
+        [
+            str(entry["step"]),
+            f"{entry['loss']:.4f}" if "loss" in entry else "",
+            f"{entry['validation_loss']:.4f}",
+        ]
         for entry in report["log"]
-        if "validation_loss" in entry and "loss" in entry
+        if "validation_loss" in entry
     ]
     output.heading(f"{report['parameters']:,} parameters, {report['steps']} steps")
     output.table(["step", "loss", "validation loss"], rows, left=0)
     if "bleu" in report:
-        output.line(f"BLEU {report['bleu']:.1f} on sentences that it has never seen")
+        right = f"BLEU {report['bleu']:.1f}, exact match {100 * report['exact_match']:.1f} %"
+        output.line(f"{right} on {report['held_out']} sources that it has never seen")
     cpu, seconds = report["cpu_seconds"], report["seconds"]
     output.line(
         f"{seconds:.0f} seconds ({cpu:.0f} of CPU time); the model is in {report['folder']}"

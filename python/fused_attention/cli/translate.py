@@ -6,17 +6,17 @@ import argparse
 from pathlib import Path
 
 from fused_attention.cli import arguments as types
-from fused_attention.cli.models import MODEL_HELP, as_trained, load, read_sentences
+from fused_attention.cli.models import MODEL_HELP, as_trained, load_translator, read_sentences
 from fused_attention.cli.output import Output, UsageError
+from fused_attention.models.seq2seq import Seq2Seq
 from fused_attention.models.transformer import Transformer
-from fused_attention.training.translating import translate_sentences
 
 
 def add_parser(commands: types.Subparsers) -> None:
     parser = types.add_command(
         commands,
         "translate",
-        "translate sentences with a Transformer",
+        "translate sentences with a Transformer or a recurrent encoder-decoder",
         "fused-attention translate runs/en-fr --file sentences.txt --beams 4",
         run,
     )
@@ -30,12 +30,10 @@ def add_parser(commands: types.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     output = Output(arguments.json)
     sentences = read_sentences(arguments.sentences, arguments.file)
-    model, tokenizer = load(arguments.model, Transformer)
-    assert isinstance(model, Transformer)
+    model, translator = load_translator(arguments.model, Transformer, Seq2Seq)
     try:
-        translations = translate_sentences(
+        translations = translator.translate(
             model,
-            tokenizer,
             as_trained(arguments.model, sentences),
             beams=arguments.beams,
             length_penalty=arguments.length_penalty,

@@ -1,17 +1,19 @@
-"""Texts and sentence pairs: read from a fetched dataset or from the user's own files."""
+"""Texts and pairs of sequences: read from a fetched dataset or from the user's own files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from fused_attention.training.dates import date_pairs
 from fused_attention.training.datasets import DATASETS, folder_of
 from fused_attention.training.seeds import generator
 
-TEXTS, PAIRS = "shakespeare", "tatoeba"
+TEXTS, PAIRS, WORDS, DATES = "shakespeare", "tatoeba", "cmudict", "dates"
 _SPACES = str.maketrans("\u00a0\u202f\u2009", "   ")  # French typography before ?, ! and :
 
 
@@ -44,16 +46,22 @@ def read_text(data: str) -> str:
 
 
 def read_pairs(data: str) -> list[tuple[str, str]]:
-    """Sentence pairs: the dataset of this name, or a file of source, tab, translation in lines.
+    """Pairs of a sequence and its translation, by the name of a dataset or from a file.
+
+    The names are tatoeba (English and French sentences), cmudict (words and their phonemes, which
+    spaces part) and dates (in words, and in ISO 8601). A file has source, tab, translation in each
+    line, and may have more after another tab.
 
     Raises:
         MissingDataError: the dataset was not fetched.
         DataError: there is no such file, or a line of it has no tab.
     """
-    if data == PAIRS:
-        path = folder_of(data) / "fra.txt"
-    else:
-        path = _existing(data, f"must be {PAIRS} or a file of tab-separated sentence pairs")
+    if data in _PAIRS:
+        return _PAIRS[data]()
+    return _pairs_of_lines(_existing(data, f"must be {', '.join(_PAIRS)} or a {_PAIR_FILE}"))
+
+
+def _pairs_of_lines(path: Path) -> list[tuple[str, str]]:
     pairs = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         source, tab, rest = line.partition("\t")
@@ -61,6 +69,25 @@ def read_pairs(data: str) -> list[tuple[str, str]]:
             raise DataError(f"data: {path} must have a tab in each line, line {number} has none")
         pairs.append((source, rest.partition("\t")[0]))
     return pairs
+
+
+def _pronunciations() -> list[tuple[str, str]]:
+    """Words of CMUdict that are letters only, with their phonemes, which lose their stress."""
+    pairs = []
+    for line in _read(folder_of(WORDS) / "dict.txt").splitlines():
+        word, _, phonemes = line.partition("  ")
+        word = word.partition("(")[0].lower()  # (1) is another pronunciation of the same word
+        if word.isascii() and word.isalpha():
+            pairs.append((word, re.sub(r"\d", "", phonemes).strip()))
+    return list(dict.fromkeys(pairs))
+
+
+_PAIRS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    PAIRS: lambda: _pairs_of_lines(folder_of(PAIRS) / "fra.txt"),
+    WORDS: _pronunciations,
+    DATES: date_pairs,
+}
+_PAIR_FILE = "file of tab-separated sentence pairs"
 
 
 def short_pairs(

@@ -94,6 +94,16 @@ DATASETS = {
             mebibytes=1.8,
             licence="BSD-2-Clause (Carnegie Mellon University)",
         ),
+        Dataset(
+            name="g2p-en",
+            about="a GRU encoder-decoder without attention, from English spelling to phonemes",
+            package="g2p-en==2.1.0",
+            kind="wheel",
+            sha256="2a7aabf1fc7f270fcc3349881407988c9245173c2413debbe5432f4a4f31319f",
+            members=("g2p_en/checkpoint20.npz", "*/LICENSE.txt"),
+            mebibytes=3.0,
+            licence="Apache-2.0 (Kyubyong Park and Jongseok Kim)",
+        ),
     )
 }
 

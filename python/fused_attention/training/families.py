@@ -1,53 +1,25 @@
-"""From a recipe to a model, its batches and its tokenizer: one function for each family."""
+"""From a recipe to a model, its batches and its tokenizers: one function for each family."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
 
 from fused_attention.models.bert import BERT
 from fused_attention.models.bert_config import BERTConfig
 from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_config import GPTConfig
-from fused_attention.models.pretrained import PretrainedModel
-from fused_attention.models.transformer import Transformer
-from fused_attention.models.transformer_config import TransformerConfig
 from fused_attention.training import tokenization
-from fused_attention.training.batch import Batch, Batches
-from fused_attention.training.corpora import (
-    DataError,
-    hold_out,
-    paragraphs,
-    read_pairs,
-    read_text,
-    short_pairs,
-)
+from fused_attention.training.corpora import DataError, paragraphs, read_text
 from fused_attention.training.masked import MaskedSentences
-from fused_attention.training.metrics import bleu
+from fused_attention.training.prepared import Prepared, built, fingerprint, tokenizer_for
 from fused_attention.training.recipe import Run
 from fused_attention.training.seeds import seed_of
 from fused_attention.training.tokenization import Tokenizer, encode_text
-from fused_attention.training.translating import source_ids, translate_sentences
-from fused_attention.training.translation import SentencePairs
+from fused_attention.training.translators import prepare_seq2seq, prepare_transformer
 from fused_attention.training.windows import TokenWindows, even_windows
 
 VALIDATION_BATCHES = 40
-MORE_WORDS = 2  # that a translation may have
-
-
-class Prepared(NamedTuple):
-    """All that a run needs."""
-
-    model: PretrainedModel
-    batches: Batches
-    validation: list[Batch]
-    tokenizer: Tokenizer
-    fingerprint: str  # of the data
-    judge: Callable[[PretrainedModel], dict[str, float]] | None = None  # a trained model's worth
 
 
 def prepare(run: Run, folder: Path) -> Prepared:
@@ -63,7 +35,7 @@ def prepare(run: Run, folder: Path) -> Prepared:
 def prepare_gpt(run: Run, folder: Path) -> Prepared:
     recipe, seed = run.recipe, run.settings.seed
     text = read_text(recipe.data)
-    tokenizer = _tokenizer(run, folder, [text])
+    tokenizer = _tokenizer(run, folder, text)
     training, held_out = _split(text, recipe.held_out)
     config = GPTConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -78,7 +50,7 @@ def prepare_gpt(run: Run, folder: Path) -> Prepared:
     count = max(1, recipe.batch_tokens // recipe.context)
     parts = [encode_text(tokenizer, part) for part in (training, held_out)]
     return Prepared(
-        _built(lambda: GPT(config), seed),
+        built(lambda: GPT(config), seed),
         TokenWindows(parts[0], recipe.context, count, seed),
         even_windows(parts[1], recipe.context, count, VALIDATION_BATCHES),
         tokenizer,
@@ -89,7 +61,7 @@ def prepare_gpt(run: Run, folder: Path) -> Prepared:
 def prepare_bert(run: Run, folder: Path) -> Prepared:
     recipe, seed = run.recipe, run.settings.seed
     text = read_text(recipe.data)
-    tokenizer = _tokenizer(run, folder, [text], frame=True)
+    tokenizer = _tokenizer(run, folder, text, frame=True)
     config = BERTConfig(
         vocab_size=tokenizer.get_vocab_size(),
         dim=recipe.dim,
@@ -119,7 +91,7 @@ def prepare_bert(run: Run, folder: Path) -> Prepared:
     training, held_out = _split(text, recipe.held_out)
     validation = batches(held_out, seed_of("validation"))
     return Prepared(
-        _built(lambda: BERT(config), seed),
+        built(lambda: BERT(config), seed),
         batches(training, seed),
         [validation[n] for n in range(VALIDATION_BATCHES)],
         tokenizer,
@@ -127,90 +99,17 @@ def prepare_bert(run: Run, folder: Path) -> Prepared:
     )
 
 
-def prepare_transformer(run: Run, folder: Path) -> Prepared:
-    recipe, seed = run.recipe, run.settings.seed
-    pairs = read_pairs(recipe.data)
-    if recipe.words:
-        pairs = short_pairs(pairs, recipe.words, recipe.words + MORE_WORDS)
-    held = hold_out(pairs, recipe.held_out, seed)
-    texts = [sentence for pair in held.training for sentence in pair]
-    tokenizer = _tokenizer(run, folder, texts, frame=True)
-    config = TransformerConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        dim=recipe.dim,
-        encoder_layers=recipe.layers,
-        decoder_layers=recipe.layers,
-        heads=recipe.heads,
-        hidden_dim=4 * recipe.dim,
-        norm_first=True,
-        dropout=recipe.dropout,
-        max_length=recipe.context,
-        pad_token=tokenizer.token_to_id(tokenization.PAD),
-        start_token=tokenizer.token_to_id(tokenization.BEGIN),
-        end_token=tokenizer.token_to_id(tokenization.END),
-    )
-
-    def batches(pairs: Sequence[tuple[str, str]], seed: int) -> SentencePairs:
-        sources, targets = zip(*pairs, strict=True)
-        start, end = config.start_token, config.end_token
-        ids = [
-            (source, [start, *target, end])
-            for source, target in zip(
-                source_ids(tokenizer, sources, end),
-                tokenization.encode_sentences(tokenizer, targets),
-                strict=True,
-            )
-            if len(source) <= recipe.context and len(target) + 2 <= recipe.context
-        ]
-        return SentencePairs(ids, recipe.batch_tokens, config.pad_token, seed)
-
-    def judge(model: PretrainedModel) -> dict[str, float]:
-        assert isinstance(model, Transformer)
-        return {"bleu": bleu(translate_sentences(model, tokenizer, held.sources), held.references)}
-
-    held_pairs = zip(held.sources, held.references, strict=True)
-    unseen = batches([(s, t) for s, own in held_pairs for t in own], seed_of("validation"))
-    return Prepared(
-        _built(lambda: Transformer(config), seed),
-        batches(held.training, seed),
-        [unseen[n] for n in range(unseen.buckets.batches_in_epoch())],
-        tokenizer,
-        fingerprint(sentence for pair in pairs for sentence in pair),
-        judge,
-    )
-
-
 FAMILIES: dict[str, Callable[[Run, Path], Prepared]] = {
     "gpt": prepare_gpt,
     "bert": prepare_bert,
     "transformer": prepare_transformer,
+    "seq2seq": prepare_seq2seq,
 }
 
 
-def fingerprint(parts: Iterable[str]) -> str:
-    """SHA-256 of texts: a resumed run has to read what it began with."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _built(build: Callable[[], PretrainedModel], seed: int) -> PretrainedModel:
-    torch.manual_seed(seed_of("model", seed))
-    return build()
-
-
-def _tokenizer(run: Run, folder: Path, texts: Sequence[str], frame: bool = False) -> Tokenizer:
-    """The folder's tokenizer, or a new one for these texts."""
-    if (folder / tokenization.NAME).exists():
-        return tokenization.load(folder)
-    if run.recipe.tokenizer == "characters":
-        special = tokenization.SPECIAL if frame else ()
-        return tokenization.character_tokenizer("".join(texts), special, frame=frame)
-    special = tokenization.SPECIAL
-    lines = (line for text in texts for line in text.splitlines(keepends=True))
-    return tokenization.train_bpe(lines, run.recipe.vocab_size, special, frame=frame)
+def _tokenizer(run: Run, folder: Path, text: str, frame: bool = False) -> Tokenizer:
+    recipe = run.recipe
+    return tokenizer_for(recipe.tokenizer, recipe.vocab_size, [text], folder, frame=frame)
 
 
 def _split(text: str, percent: int) -> tuple[str, str]:

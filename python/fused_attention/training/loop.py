@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fused_attention.checks import wrong_value
 from fused_attention.files import remove_partial
 from fused_attention.training import checkpoint
 from fused_attention.training.batch import Batch, Batches
@@ -20,6 +21,7 @@ from fused_attention.training.optimizer import make_optimizer
 from fused_attention.training.processes import Processes, whole
 from fused_attention.training.seeds import seed_of
 from fused_attention.training.settings import Settings
+from fused_attention.training.stopping import EarlyStopping
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,7 +44,11 @@ class Trainer:
         validation: batches whose mean loss is the validation loss.
         folder: for checkpoints and the log; None keeps nothing.
         processes: which one of how many this is.
-        on_checkpoint: called in the first process after each checkpoint, to export the model.
+        on_checkpoint: called in the first process to export the model: after each checkpoint or,
+            with early stopping, after each evaluation that is the best so far.
+
+    Raises:
+        ValueError: settings.patience needs validation batches, and there are none.
     """
 
     def __init__(
@@ -56,6 +62,8 @@ class Trainer:
         processes: Processes | None = None,
         on_checkpoint: Callable[[dict[str, Tensor]], object] | None = None,
     ) -> None:
+        if settings.patience and not validation:
+            wrong_value("patience", "needs validation batches", settings.patience)
         self.settings, self.batches, self.validation = settings, batches, validation
         self.processes = processes or Processes()
         self.device = self.processes.device
@@ -73,6 +81,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.folder, self.on_checkpoint = folder, on_checkpoint
         self.history = History(folder if self.processes.is_first else None)
+        self.stopping = EarlyStopping(settings.patience)
         self.step = 0
 
     def resume(self) -> int:
@@ -93,19 +102,23 @@ class Trainer:
             checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
             if values["scaler"]:
                 self.scaler.load_state_dict(values["scaler"])
+            if "stopping" in values:
+                self.stopping.load_state_dict(values["stopping"])
             self.step = step
         self.history.return_to(self.step)
         self.processes.wait()
         return self.step
 
     def run(self, on_step: Callable[[int, Entry | None], object] | None = None) -> History:
-        """Train up to the last step; `on_step` gets each step and its log entry, if it has one.
+        """Train up to the last step, or until validation no longer gets better.
+
+        `on_step` gets each step and its log entry, if it has one.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
         settings, tokens, seconds = self.settings, 0, 0.0
-        while self.step < settings.steps:
+        while not self.is_over:
             begin = time.perf_counter()
             result = self.train_step()
             tokens, seconds = tokens + result.tokens, seconds + time.perf_counter() - begin
@@ -121,11 +134,18 @@ class Trainer:
                 entry["validation_loss"] = self.evaluate()
             if entry:
                 self.history.add({"step": self.step, **entry})
-            if due["checkpoint"]:
+            if "validation_loss" in entry:
+                self._judge(entry["validation_loss"])
+            if due["checkpoint"] or self.is_over:
                 self.save()
             if on_step is not None:
                 on_step(self.step, self.history.entries[-1] if entry else None)
         return self.history
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.step >= self.settings.steps or self.stopping.is_over
 
     def train_step(self) -> StepResult:
         """One optimizer step."""
@@ -180,11 +200,24 @@ class Trainer:
         model = checkpoint.gather(checkpoint.model_tensors(self.model))
         optimizer = checkpoint.gather(checkpoint.optimizer_tensors(self.model, self.optimizer))
         if self.processes.is_first:
-            values = {"scaler": self.scaler.state_dict()}
+            values = {"scaler": self.scaler.state_dict(), "stopping": self.stopping.state_dict()}
             checkpoint.save(self.folder, self.step, {**model, **optimizer}, values)
-            if self.on_checkpoint is not None:
-                self.on_checkpoint({n.removeprefix("model/"): t for n, t in model.items()})
+            if not self.settings.patience:
+                self._export(model)
         self.processes.wait()
+
+    def _judge(self, loss: float) -> None:
+        """Let early stopping know of a validation loss, and export the best model."""
+        best = self.stopping.judge(self.step, loss)
+        if best and self.settings.patience and self.folder is not None:
+            # Before the checkpoint that knows of it: a run that is killed in between does it again.
+            model = checkpoint.gather(checkpoint.model_tensors(self.model))
+            if self.processes.is_first:
+                self._export(model)
+
+    def _export(self, model: dict[str, Tensor]) -> None:
+        if self.on_checkpoint is not None:
+            self.on_checkpoint({n.removeprefix("model/"): t for n, t in model.items()})
 
     def _due(self, every: int) -> bool:
         last = self.step == self.settings.steps

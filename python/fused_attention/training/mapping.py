@@ -13,7 +13,7 @@ from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.transformer import Transformer
 from fused_attention.models.translation import translate
 from fused_attention.nn.attention_maps import Maps, attention_layers, attention_maps
-from fused_attention.training.tokenization import Tokenizer
+from fused_attention.training.tokenization import Tokenizer, token_texts
 from fused_attention.training.translating import source_ids
 
 CROSS = ".cross_attention"
@@ -65,7 +65,7 @@ def text_maps(
         ids = target = tokenizer.encode(text, add_special_tokens=isinstance(model, BERT)).ids
         with attention_maps(model, chosen, heads) as maps:
             model(torch.tensor([ids]))
-    return _labelled(maps, _words(tokenizer, ids), _words(tokenizer, target))
+    return _labelled(maps, token_texts(tokenizer, ids), token_texts(tokenizer, target))
 
 
 def _labelled(maps: Maps, source: list[str], target: list[str]) -> dict[str, LayerMap]:
@@ -77,7 +77,3 @@ def _labelled(maps: Maps, source: list[str], target: list[str]) -> dict[str, Lay
         keys = source if name.endswith(CROSS) else queries
         found[name] = LayerMap(whole, queries, keys)
     return found
-
-
-def _words(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    return [tokenizer.decode([one], skip_special_tokens=False) for one in ids]

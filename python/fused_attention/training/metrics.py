@@ -22,6 +22,12 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     return float(corpus_bleu(list(hypotheses), streams).score)
 
 
+def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """The share of hypotheses that are one of their references, letter by letter."""
+    right = [one in own for one, own in zip(hypotheses, references, strict=True)]
+    return sum(right) / len(right)
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

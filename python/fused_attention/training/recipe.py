@@ -10,12 +10,18 @@ from typing import Any
 
 from fused_attention.checks import wrong_value
 from fused_attention.files import write_text
-from fused_attention.training.corpora import PAIRS, TEXTS
+from fused_attention.training.corpora import DATES, PAIRS, TEXTS, WORDS
 from fused_attention.training.settings import Settings
 
 NAME = "run.json"
 FORMAT = 1
-TOKENIZERS = ("characters", "bpe")
+TOKENIZERS = ("characters", "words", "bpe")
+# Fields of a recipe that mean something to the recurrent models only, and to all others only.
+SEQ2SEQ_ONLY = frozenset(
+    "attention cell width input_feeding reverse_source directions embedding_dim label_smoothing "
+    "target_tokenizer".split()
+)
+NOT_SEQ2SEQ = frozenset({"heads"})
 
 
 class RunError(ValueError):
@@ -27,18 +33,23 @@ class Recipe:
     """A model's size and its data.
 
     Attributes:
-        family: gpt, bert or transformer.
+        family: gpt, bert, transformer or seq2seq.
         data: a dataset's name or the path of the user's own.
-        tokenizer: characters, or bpe: learned from the data.
-        vocab_size: of bpe, at most.
-        layers: blocks; of encoder and decoder each.
-        heads, dim: attention heads and width.
+        tokenizer: characters, words (parted by white space) or bpe, learned from the data.
+        vocab_size: of words and bpe, at most.
+        layers: blocks or recurrent layers; of encoder and decoder each.
+        heads, dim: attention heads and width; seq2seq has one head.
         context: tokens that the model sees at most.
         dropout: in training.
         batch_tokens: per batch and process, padding included.
-        words: the transformer's data are sentences of at most so many words (translations: two
-            more), in lower case; 0 takes all, as they are.
-        held_out: sentences (of gpt: percent of the text) that the model never trains on.
+        words: translators' data are sentences of at most so many words (translations: two more), in
+            lower case; 0 takes all, as they are.
+        held_out: sentences (of gpt and bert: percent of the text) that the model never trains on.
+        attention, cell, width, input_feeding, reverse_source, label_smoothing: seq2seq's, as in
+            Seq2SeqConfig.
+        directions: in which seq2seq's encoder reads the source, 1 or 2.
+        embedding_dim: of seq2seq's tokens; 0 is dim.
+        target_tokenizer: of seq2seq's targets; empty: both sides share one, and its embeddings.
 
     Raises:
         ValueError: one of them is out of its range.
@@ -56,6 +67,15 @@ class Recipe:
     batch_tokens: int = 2048
     words: int = 0
     held_out: int = 10
+    attention: str = "bahdanau"
+    cell: str = "gru"
+    width: float = 10.0
+    input_feeding: bool = False
+    reverse_source: bool = False
+    directions: int = 2
+    embedding_dim: int = 0
+    label_smoothing: float = 0.0
+    target_tokenizer: str = ""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "layers", "heads", "dim", "context", "batch_tokens", "held_out"):
@@ -65,8 +85,19 @@ class Recipe:
             wrong_value("dim", f"must be divisible by heads {self.heads}", self.dim)
         if not 0 <= self.dropout < 1:
             wrong_value("dropout", "must be in [0, 1)", self.dropout)
-        if self.tokenizer not in TOKENIZERS:
-            wrong_value("tokenizer", f"must be one of {', '.join(TOKENIZERS)}", self.tokenizer)
+        if self.directions not in (1, 2):
+            wrong_value("directions", "must be 1 or 2", self.directions)
+        if self.embedding_dim < 0:
+            wrong_value("embedding_dim", "must be at least 0", self.embedding_dim)
+        for name, kinds in (("tokenizer", TOKENIZERS), ("target_tokenizer", (*TOKENIZERS, ""))):
+            if getattr(self, name) not in kinds:
+                rule = f"must be one of {', '.join(TOKENIZERS)}"
+                wrong_value(name, rule, getattr(self, name))
+
+    @property
+    def lower_case(self) -> bool:
+        """Whether the data are in lower case, and what a model is asked has to be."""
+        return self.words > 0 or self.data in (DATES, WORDS)
 
 
 @dataclass(frozen=True)
@@ -136,7 +167,84 @@ TRANSFORMER = Run(
         log_every=50,
     ),
 )
-DEFAULTS: dict[str, Run] = {"gpt": GPT, "bert": BERT, "transformer": TRANSFORMER}
+# Dates into ISO 8601, which take seconds; the 2014 way with --attention none.
+SEQ2SEQ = Run(
+    Recipe(
+        family="seq2seq",
+        data=DATES,
+        tokenizer="characters",
+        target_tokenizer="characters",
+        layers=1,
+        heads=1,
+        dim=128,
+        embedding_dim=48,
+        dropout=0.0,
+        batch_tokens=1536,
+        held_out=500,
+    ),
+    Settings(
+        steps=300,
+        learning_rate=4e-3,
+        warmup=20,
+        final_ratio=0.01,
+        weight_decay=0.0,
+        evaluate_every=50,
+        checkpoint_every=100,
+        log_every=50,
+    ),
+)
+# English words into phonemes.
+PHONEMES = Run(
+    dataclasses.replace(
+        SEQ2SEQ.recipe,
+        data=WORDS,
+        target_tokenizer="words",
+        cell="lstm",
+        width=2.0,
+        held_out=1000,
+    ),
+    dataclasses.replace(SEQ2SEQ.settings, steps=1200, evaluate_every=200, checkpoint_every=200),
+)
+# Short English sentences into French.
+SENTENCES = Run(
+    dataclasses.replace(
+        SEQ2SEQ.recipe,
+        data=PAIRS,
+        tokenizer="bpe",
+        target_tokenizer="bpe",
+        dim=256,
+        embedding_dim=128,
+        dropout=0.1,
+        batch_tokens=1400,
+        words=7,
+    ),
+    dataclasses.replace(
+        SEQ2SEQ.settings,
+        steps=2400,
+        learning_rate=2e-3,
+        warmup=100,
+        evaluate_every=300,
+        checkpoint_every=300,
+        patience=3,
+    ),
+)
+DEFAULTS: dict[str, Run] = {
+    "gpt": GPT,
+    "bert": BERT,
+    "transformer": TRANSFORMER,
+    "seq2seq": SEQ2SEQ,
+}
+
+
+def default_run(family: str, data: str | None = None) -> Run:
+    """A family's run on its own data, on another dataset or on the user's own.
+
+    The recurrent models have a run for each dataset; on the user's own that of sentences.
+    """
+    run = DEFAULTS[family]
+    if family == "seq2seq" and data not in (None, run.recipe.data):
+        run = PHONEMES if data == WORDS else SENTENCES
+    return run if data is None else changed(run, {"data": data})
 
 
 def changed(run: Run, changes: dict[str, Any]) -> Run:

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.training import checkpoint, tokenization
-from fused_attention.training.families import Prepared, prepare
+from fused_attention.training.families import prepare
 from fused_attention.training.loop import Trainer
+from fused_attention.training.prepared import Prepared
 from fused_attention.training.processes import Processes
 from fused_attention.training.recipe import NAME, Run, RunError
 
 
 def begin(run: Run, folder: Path, processes: Processes) -> tuple[Trainer, Prepared]:
-    """A trainer at step 0 whose folder holds the tokenizer and run.json.
+    """A trainer at step 0 whose folder holds the tokenizers and run.json.
 
     Raises:
         RunError: the folder holds a run already.
@@ -28,6 +29,8 @@ def begin(run: Run, folder: Path, processes: Processes) -> tuple[Trainer, Prepar
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         tokenization.save(prepared.tokenizer, folder)
+        if prepared.target_tokenizer is not None:
+            tokenization.save(prepared.target_tokenizer, folder, tokenization.TARGET_NAME)
         run.save(folder, prepared.fingerprint)
     processes.wait()
     return _trainer(run, prepared, folder, processes), prepared

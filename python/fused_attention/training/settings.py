@@ -30,6 +30,8 @@ class Settings:
         compile: compile the model with torch.compile.
         seed: of batches, dropout and (by the caller) initial parameters.
         log_every, evaluate_every, checkpoint_every: in steps; 0 is never but at the end.
+        patience: evaluations in a row without a better validation loss that end the run, whose
+            exported model is then the best one instead of the latest; 0 goes on to the last step.
 
     Raises:
         ValueError: one of them is out of its range.
@@ -53,12 +55,14 @@ class Settings:
     log_every: int = 10
     evaluate_every: int = 0
     checkpoint_every: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 wrong_value(name, "must be at least 1", getattr(self, name))
-        for name in ("warmup", "evaluate_every", "checkpoint_every", "clip_norm", "weight_decay"):
+        zero_or_more = ("warmup", "evaluate_every", "checkpoint_every", "patience", "clip_norm")
+        for name in (*zero_or_more, "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 wrong_value(name, "must be at least 0", getattr(self, name))
         for name in ("learning_rate", "epsilon"):

@@ -12,6 +12,7 @@ from torch import Tensor
 from fused_attention.files import write_text
 
 NAME = "tokenizer.json"
+TARGET_NAME = "target_tokenizer.json"  # of a model that has another one for its targets
 PAD, BEGIN, END, UNKNOWN, MASK = "<pad>", "<s>", "</s>", "<unk>", "<mask>"
 SPECIAL = (PAD, BEGIN, END, UNKNOWN, MASK)  # numbered from 0 in this order
 _CHUNK = 1 << 16  # characters that are encoded in one piece
@@ -36,6 +37,22 @@ def character_tokenizer(
     tokenizer = Build(models.BPE(vocab=symbols, merges=[]))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(special))
+    return _framed(tokenizer) if frame else tokenizer
+
+
+def word_tokenizer(
+    texts: Iterable[str], vocab_size: int, special: Sequence[str] = SPECIAL, *, frame: bool = False
+) -> Tokenizer:
+    """The most frequent words of texts, parted by white space; others become UNKNOWN."""
+    from tokenizers import Tokenizer as Build
+    from tokenizers import models, pre_tokenizers, trainers
+
+    tokenizer = Build(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=list(special), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return _framed(tokenizer) if frame else tokenizer
 
 
@@ -88,11 +105,16 @@ def encode_sentences(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[lis
     return [piece.ids for piece in encoded]
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> None:
-    write_text(folder / NAME, tokenizer.to_str(pretty=True))
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token by itself."""
+    return [tokenizer.decode([one], skip_special_tokens=False) for one in ids]
 
 
-def load(folder: Path) -> Tokenizer:
+def save(tokenizer: Tokenizer, folder: Path, name: str = NAME) -> None:
+    write_text(folder / name, tokenizer.to_str(pretty=True))
+
+
+def load(folder: Path, name: str = NAME) -> Tokenizer:
     """The tokenizer of a model's folder.
 
     Raises:
@@ -101,9 +123,9 @@ def load(folder: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer as Build
 
-    path = folder / NAME
+    path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer: {folder} must hold {NAME}, and does not")
+        raise FileNotFoundError(f"tokenizer: {folder} must hold {name}, and does not")
     try:
         return Build.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
