@@ -71,9 +71,12 @@ def cpu_sources() -> list[Source]:
         "cpu/decode_launch.cpp": [],
         "cpu/decode_portable.cpp": [],
         "cpu/launch.cpp": [],
+        "cpu/maps/isa_portable.cpp": [],
+        "cpu/maps/launch.cpp": [],
         "cpu/peak_launch.cpp": [],
         "cpu/tile_launch.cpp": [],
         "cpu/isa_portable.cpp": [],
+        "maps_binding.cpp": [],
     }
     if platform.machine().lower() in ("x86_64", "amd64"):
         avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -87,6 +90,8 @@ def cpu_sources() -> list[Source]:
             sources[f"cpu/{kernels}_avx2.cpp"] = avx2
             sources[f"cpu/{kernels}_avx512.cpp"] = avx512
             sources[f"cpu/{kernels}_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        sources["cpu/maps/isa_avx2.cpp"] = avx2
+        sources["cpu/maps/isa_avx512.cpp"] = avx512
         if compiler_knows_amx():
             sources["cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]
             sources["cpu/launch.cpp"] = ["-DFUSED_ATTENTION_AMX"]
