@@ -29,6 +29,7 @@ class Stub:
 
     def __init__(self, name: str, reasons: list[str], dtype: torch.dtype | None = None) -> None:
         self.NAME, self.reasons, self.dtype = name, reasons, dtype
+        self.DEVICE_TYPES: tuple[str, ...] = ()
 
     def why_not(self, problem: Problem) -> list[str]:
         return self.reasons if self.dtype in (None, problem.dtype) else []
@@ -46,7 +47,6 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for module in (dispatch, support):
         monkeypatch.setattr(module, "ORDER", order)
-    monkeypatch.setattr(dispatch, "get", {stub.NAME: stub for stub in order}.__getitem__)
 
 
 FP32, FP16 = sample_problem("cpu", "fp32"), sample_problem("cpu", "fp16")

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fused_attention.additive import additive_attention
 from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Band",
     "__version__",
+    "additive_attention",
     "attention",
     "attention_varlen",
     "attention_with_kv_cache",

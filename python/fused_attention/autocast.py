@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -17,3 +19,21 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     if autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def lowered(first: Any, *others: Any) -> tuple[Any, ...]:
+    """The arguments as torch has them around scaled_dot_product_attention.
+
+    Where autocast is on for the first one's device, all floating tensors but fp64 get its dtype;
+    whatever else is among them stays as it is.
+    """
+    tensors = (first, *others)
+    if not isinstance(first, Tensor) or not autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+
+    def cast(tensor: Any) -> Any:
+        lower = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        return tensor.to(dtype) if lower and tensor.dtype != torch.float64 else tensor
+
+    return tuple(map(cast, tensors))

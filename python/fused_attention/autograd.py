@@ -18,10 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from fused_attention.autocast import without_autocast
 from fused_attention.backends import get, reference
 from fused_attention.backends.call import Call, Gradients
 from fused_attention.batching import backward_rule, forward_rule, row_contiguous
@@ -38,6 +36,7 @@ from fused_attention.signature import (
     join_backward,
     split_backward,
 )
+from fused_attention.transforms import one_level_down, second_gradients, transforms_active
 
 # Raw definitions: torch.library.custom_op costs several microseconds more per call.
 _library = torch.library.Library("fused_attention", "FRAGMENT")
@@ -54,18 +53,13 @@ def attend(call: Call, backend: str, needs_grad: bool) -> tuple[Tensor, Tensor]:
     """out and lse of one call by the backend of this name; saves nothing without `needs_grad`."""
     args = (*call, backend)
     results: tuple[Tensor, Tensor]
-    if torch.compiler.is_compiling() or _transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         results = forward_op(*args)
     elif needs_grad:  # what the operator does, without a second way through the dispatcher
         results = _Forward.apply(*args)  # type: ignore[attr-defined]
     else:
         results = _below_autograd(forward_op, args)
     return results
-
-
-def _transforms_active() -> bool:
-    """Whether torch.func or forward-mode differentiation may need the autograd kernels."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -122,7 +116,8 @@ class _Forward(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _one_level_down(forward_op, args)
+        with one_level_down():
+            out, lse = _below_autograd(forward_op, args)
         ctx.save_for_backward(*args[:FORWARD_TENSORS], out, lse)
         ctx.scalars = args[FORWARD_TENSORS:]
         ctx.set_materialize_grads(False)
@@ -140,7 +135,7 @@ class _Forward(_SingleLevelFunction):
         *scalars, backend = ctx.scalars
         call, bias_grad = Call(*tensors, *scalars), needed[BIAS]
         parts = (grad_out, grad_lse), call, (out, lse), (backend, bias_grad)
-        if torch.is_grad_enabled() or _transforms_active():
+        if torch.is_grad_enabled() or transforms_active():
             found = backward_op(*join_backward(*parts))
         else:
             found = _gradients_below_autograd(*parts)
@@ -155,7 +150,8 @@ class _Backward(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = _one_level_down(backward_op, args)
+        with one_level_down():
+            results: tuple[Tensor, ...] = _below_autograd(backward_op, args)
         ctx.mark_non_differentiable(*(result for result in results if result.shape == (0,)))
         ctx.save_for_backward(*args[:BACKWARD_TENSORS])
         ctx.scalars = args[BACKWARD_TENSORS:]
@@ -164,61 +160,11 @@ class _Backward(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad
-        variables = [tensor for tensor, needed in zip(tensors, wanted, strict=False) if needed]
-        known = [cotangent for cotangent in cotangents if cotangent is not None]
-        if not known:
-            return (None,) * len(wanted)
+        def formula(*tensors: Tensor) -> Sequence[Tensor | None]:
+            grads, call, results, _ = split_backward([*tensors, *ctx.scalars])
+            return reference.differentiable_backward(grads, call, results)
 
-        def formula(*values: Tensor) -> tuple[Tensor, ...]:
-            given = iter(values)
-            mixed = [
-                next(given) if needed else tensor
-                for tensor, needed in zip(tensors, wanted, strict=False)
-            ]
-            grads, call, results, _ = split_backward([*mixed, *ctx.scalars])
-            found = reference.differentiable_backward(grads, call, results)
-            return tuple(
-                grad
-                for grad, cotangent in zip(found, cotangents, strict=True)
-                if cotangent is not None and grad is not None
-            )
-
-        with without_autocast(known[0].device.type):
-            second = iter(_pull_back(formula, variables, known))
-        return tuple(next(second) if needed else None for needed in wanted)
-
-
-def _pull_back(
-    formula: Callable[..., tuple[Tensor, ...]], variables: list[Tensor], cotangents: list[Tensor]
-) -> Sequence[Tensor | None]:
-    """The vector-Jacobian product of the formula, as if no variable depended on another."""
-    with torch.enable_grad():
-        views = [variable.view_as(variable) for variable in variables]
-        if _transforms_active() or not all(view.requires_grad for view in views):
-            # Of a torch.func level, perhaps one that is gone. Not for all: vjp imports Dynamo.
-            second: tuple[Tensor, ...] = torch.func.vjp(formula, *variables)[1](tuple(cotangents))
-            return second
-        outputs = formula(*views)
-    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
-    return torch.autograd.grad(
-        [output for output, _ in pairs],
-        views,
-        [cotangent for _, cotangent in pairs],
-        create_graph=torch.is_grad_enabled(),
-        allow_unused=True,
-    )
-
-
-def _one_level_down(op: Any, args: Sequence[Any]) -> Any:
-    """The operator inside an autograd function, which runs with gradients off.
-
-    That is right for plain tensors; the outer levels of torch.func have yet to record theirs.
-    """
-    if not torch._C._are_functorch_transforms_active():
-        return _below_autograd(op, args)
-    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-        return _below_autograd(op, args)
+        return second_gradients(formula, ctx.saved_tensors, ctx.needs_input_grad, cotangents)
 
 
 def _gradients_below_autograd(grads: Any, call: Call, results: Any, rest: Any) -> Sequence[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fused_attention.masks import UNBOUNDED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fused_attention.backends.call import Call
 
@@ -24,6 +24,7 @@ MAX_BATCH_HEADS = 1 << 31  # batch * heads is one signed 32-bit word of the drop
 MAX_DROPOUT = 1 - 2.0**-17  # from here on the 16-bit threshold rounds to 65536: all is dropped
 _INFINITY = float("inf")
 _NAMES = ("query", "key", "value")  # what the caller calls them
+_LAYOUTS = {3: "packed [total, heads, dim]", 4: "[batch, heads, length, dim]"}
 
 
 def wrong_value(argument: str, rule: str, got: object) -> NoReturn:
@@ -46,7 +47,12 @@ def check_tensor(argument: str, tensor: Any) -> None:
 
 
 def check_operands(
-    query: Any, key: Any, value: Any, rank: int, names: Sequence[str] = _NAMES
+    query: Any,
+    key: Any,
+    value: Any,
+    rank: int,
+    names: Sequence[str] = _NAMES,
+    layouts: Mapping[int, str] = _LAYOUTS,
 ) -> None:
     """Type, rank, dtype, device and last stride of query, key and value."""
     query_name, key_name, value_name = names
@@ -55,19 +61,16 @@ def check_operands(
     check_tensor(value_name, value)
     dtype, device = query.dtype, query.device
     if dtype not in FLOATING_DTYPES:
-        wrong_type("query", "must be float64, float32, bfloat16 or float16", dtype)
-    if key.dtype != dtype:
-        wrong_type(key_name, f"must have query's dtype {dtype}", key.dtype)
-    if value.dtype != dtype:
-        wrong_type(value_name, f"must have query's dtype {dtype}", value.dtype)
-    if key.device != device:
-        wrong_value(key_name, f"must be on query's device {device}", key.device)
-    if value.device != device:
-        wrong_value(value_name, f"must be on query's device {device}", value.device)
+        wrong_type(query_name, "must be float64, float32, bfloat16 or float16", dtype)
+    for name, tensor in ((key_name, key), (value_name, value)):
+        if tensor.dtype != dtype:
+            wrong_type(name, f"must have {query_name}'s dtype {dtype}", tensor.dtype)
+        if tensor.device != device:
+            wrong_value(name, f"must be on {query_name}'s device {device}", tensor.device)
     for argument, tensor in zip(names, (query, key, value), strict=True):
         if tensor.dim() != rank:
-            layout = "[batch, heads, length, dim]" if rank == 4 else "packed [total, heads, dim]"
-            wrong_value(argument, f"must be {rank}-D {layout}", f"shape {shape_of(tensor)}")
+            rule = f"must be {rank}-D {layouts[rank]}"
+            wrong_value(argument, rule, f"shape {shape_of(tensor)}")
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             got = f"stride {tensor.stride(-1)}"
             wrong_value(argument, "must be contiguous in its last dimension", got)
@@ -78,13 +81,13 @@ def check_heads(
 ) -> None:
     """Grouped heads: key and value alike, dividing the query's."""
     if heads_v != heads_k:
-        wrong_value(names[2], f"must have key's {heads_k} heads", heads_v)
+        wrong_value(names[2], f"must have {names[1]}'s {heads_k} heads", heads_v)
     if heads_q < 1:
-        wrong_value("query", "must have at least 1 head", heads_q)
+        wrong_value(names[0], "must have at least 1 head", heads_q)
     if heads_k < 1 or heads_q % heads_k != 0:
-        wrong_value(names[1], f"its number of heads must divide query's {heads_q}", heads_k)
+        wrong_value(names[1], f"its number of heads must divide {names[0]}'s {heads_q}", heads_k)
     if batch * heads_q >= MAX_BATCH_HEADS:
-        wrong_value("query", "batch * heads must be below 2**31", batch * heads_q)
+        wrong_value(names[0], "batch * heads must be below 2**31", batch * heads_q)
 
 
 def check_dims(
@@ -101,7 +104,7 @@ def check_dims(
     if len_v != len_k:
         wrong_value(value, f"must have {key}'s length {len_k}", len_v)
     if dim_k != dim_q:
-        wrong_value(key, f"must have query's head_dim {dim_q}", dim_k)
+        wrong_value(key, f"must have {query}'s head_dim {dim_q}", dim_k)
     if dim_q < 1:
         wrong_value(query, "head_dim must be at least 1", dim_q)
     if dim_v < 1:
@@ -237,21 +240,22 @@ def check_values(call: Call) -> None:
     if call.kv_lengths is not None:
         len_k = call.key.shape[-2]
         rule = f"must be in [0, {len_k}] ({len_k} is key's length)"
-        _check_range("kv_lengths", call.kv_lengths, 0, len_k, rule)
+        check_range("kv_lengths", call.kv_lengths, 0, len_k, rule)
     if call.cu_seqlens_q is not None:
         _check_cu_seqlens("q", call.cu_seqlens_q, call.query.shape[0], call.max_seqlen_q)
     if call.cu_seqlens_k is not None:
         _check_cu_seqlens("k", call.cu_seqlens_k, call.key.shape[0], call.max_seqlen_k)
     if call.band_offsets is not None:
         rule = "must be in [-2**30, 2**30]"
-        _check_range("band_offsets", call.band_offsets, -UNBOUNDED, UNBOUNDED, rule)
+        check_range("band_offsets", call.band_offsets, -UNBOUNDED, UNBOUNDED, rule)
     if call.rng_state is not None:
         offset = int(call.rng_state[1])
         if not 0 <= offset < 1 << 32:
             wrong_value("dropout_offset", "must be in [0, 2**32)", offset)
 
 
-def _check_range(argument: str, tensor: Tensor, low: int, high: int, rule: str) -> None:
+def check_range(argument: str, tensor: Tensor, low: int, high: int, rule: str) -> None:
+    """Numbers of an int32 tensor in [low, high]; reads them."""
     for index, number in enumerate(tensor.tolist()):
         if not low <= number <= high:
             # int64 was cut to just beyond this bound, see prepare.py.

@@ -83,7 +83,7 @@ def dense_forward(
     All three share a dtype, in which every step is done. Returns out [B, Hq, Lq, Dv] in that dtype
     and lse [B, Hq, Lq] in at least fp32.
     """
-    key, value = (_without_padding(x, terms) for x in (key, value))
+    key, value = (without_padding(x, terms.kv_lengths) for x in (key, value))
     value = _share_heads(value, query)
     S, _ = _scores(query, key, terms)
 
@@ -115,7 +115,7 @@ def dense_backward(
     Shapes as there. Rows with lse -inf contribute zero, whatever their grad_out and grad_lse.
     """
     kv_heads = key.shape[1]
-    key, value = (_without_padding(x, terms) for x in (key, value))
+    key, value = (without_padding(x, terms.kv_lengths) for x in (key, value))
     S, cap_slope = _scores(query, key, terms)
 
     dead = (lse == -torch.inf).unsqueeze(-1)
@@ -152,7 +152,7 @@ def dense_jvp(
     Shapes and dtypes as in `dense_forward`. A row with lse -inf has zero tangents.
     """
     out, lse = dense_forward(query, key, value, terms)
-    key, value = (_without_padding(x, terms) for x in (key, value))
+    key, value = (without_padding(x, terms.kv_lengths) for x in (key, value))
     S, cap_slope = _scores(query, key, terms)
     dead = (lse == -torch.inf).unsqueeze(-1)
     wide_lse = lse.unsqueeze(-1).masked_fill(dead, 0.0)
@@ -162,7 +162,7 @@ def dense_jvp(
     if tangents.query is not None:
         dS = dS + tangents.query @ _share_heads(key, query).mT
     if tangents.key is not None:
-        dS = dS + query @ _share_heads(_without_padding(tangents.key, terms), query).mT
+        dS = dS + query @ _share_heads(without_padding(tangents.key, terms.kv_lengths), query).mT
     dS = dS * _scale(query, terms) * cap_slope
     if tangents.bias is not None:
         dS = dS + tangents.bias.to(S)
@@ -176,7 +176,7 @@ def dense_jvp(
     d_weights = _dropped(P_dS - (P * d_lse).to(S), terms)
     d_out = d_weights @ _share_heads(value, query)
     if tangents.value is not None:
-        d_value = _without_padding(tangents.value, terms)
+        d_value = without_padding(tangents.value, terms.kv_lengths)
         d_out = d_out + _dropped(P, terms) @ _share_heads(d_value, query)
     return out, lse, d_out.masked_fill(dead, 0.0), d_lse.squeeze(-1).masked_fill(dead[..., 0], 0.0)
 
@@ -222,12 +222,15 @@ def _dropped(P: Tensor, terms: AttentionTerms) -> Tensor:
     return P.masked_fill(~keep, 0.0) / dropout_keep_probability(terms.dropout_p)
 
 
-def _without_padding(tensor: Tensor, terms: AttentionTerms) -> Tensor:
-    """Keys or values [B, H, Lk, D] with zeros beyond kv_lengths: 0 * NaN would leak through P V."""
-    if terms.kv_lengths is None:
+def without_padding(tensor: Tensor, lengths: Tensor | None) -> Tensor:
+    """Keys or values [B, H, Lk, D] with zeros beyond lengths [B]: 0 * NaN would leak through P V.
+
+    lengths None: the keys all exist.
+    """
+    if lengths is None:
         return tensor
     row = torch.arange(tensor.shape[2], device=tensor.device)
-    exists = row < terms.kv_lengths.to(tensor.device)[:, None]
+    exists = row < lengths.to(tensor.device)[:, None]
     return tensor.masked_fill(~exists[:, None, :, None], 0.0)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_attention import checks
-from fused_attention.autocast import autocast_enabled
+from fused_attention.autocast import lowered
 from fused_attention.autograd import attend
 from fused_attention.backends import cpu
 from fused_attention.backends.call import Call
@@ -50,7 +50,7 @@ def prepare(
         TypeError: an argument has a wrong type or dtype.
         ValueError: an argument has a wrong device, shape, layout or value.
     """
-    query, key, value, bias = _autocast(query, key, value, bias)
+    query, key, value, bias = lowered(query, key, value, bias)
     band = resolve_band(causal, window, band)
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
@@ -150,21 +150,6 @@ def run(
         device = call.query.device
         call = call._replace(rng_state=_rng_state(dropout_seed, dropout_offset, device))
     return attend(call, chosen.NAME, problem.needs_grad)
-
-
-def _autocast(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """What torch does around scaled_dot_product_attention: all floating tensors but fp64."""
-    if not isinstance(query, Tensor) or not autocast_enabled(query.device.type):
-        return query, key, value, bias
-    dtype = torch.get_autocast_dtype(query.device.type)
-
-    def cast(tensor: Any) -> Any:
-        lower = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        return tensor.to(dtype) if lower and tensor.dtype != torch.float64 else tensor
-
-    return cast(query), cast(key), cast(value), cast(bias)
 
 
 def resolve_band(causal: bool, window: Any, band: Any) -> Band:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fused_attention.backends import cpu, cuda_sm80, reference, triton
 from fused_attention.backends.call import Call, DecodeCall, Gradients
+from fused_attention.selection import named
 
 if TYPE_CHECKING:
     from fused_attention.decode_problem import DecodeProblem
@@ -59,7 +60,6 @@ class ForwardMode(Protocol):
 
 
 ORDER: tuple[Backend, ...] = (cuda_sm80, cpu, triton, reference)
-_BY_NAME = {backend.NAME: backend for backend in ORDER}
 
 
 def get(name: str) -> Backend:
@@ -68,10 +68,7 @@ def get(name: str) -> Backend:
     Raises:
         ValueError: there is none.
     """
-    if name not in _BY_NAME:
-        names = ", ".join(repr(known) for known in _BY_NAME)
-        raise ValueError(f"backend: must be one of {names} or None, got {name!r}")
-    return _BY_NAME[name]
+    return named(name, ORDER)
 
 
 def forward_mode_of(name: str) -> ForwardMode:
