@@ -152,8 +152,8 @@ def maps_rows_kernel(
             )
             if WANTS_ENTROPY:
                 log_weight = log_weights(S, row_lse, unit)
-                term = weights_of(log_weight) * log_weight
-                row_entropy -= tl.sum(tl.where(log_weight == float("-inf"), 0.0, term), 1)
+                finite = tl.where(log_weight == float("-inf"), 0.0, log_weight)
+                row_entropy -= tl.sum(weights_of(log_weight) * finite, 1)
             if WANTS_ARGMAX:
                 top, top_key = highest(S, k_row[None, :])
                 best_key = tl.where(top > best, top_key, best_key)

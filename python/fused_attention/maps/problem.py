@@ -62,7 +62,7 @@ def chosen_indices(
     rule = "must be a sequence of ints or a 1-D integer tensor"
     if isinstance(chosen, Tensor):
         checks.check_integers(argument, chosen, device, chosen.shape[0] if chosen.dim() else None)
-        return chosen.clamp(-1, count).to(torch.int32).contiguous()
+        return chosen.long().clamp(-1, count).to(torch.int32).contiguous()
     if isinstance(chosen, (str, bytes)) or not isinstance(chosen, Sequence):
         checks.wrong_type(argument, rule, type(chosen).__name__)
     for index in chosen:
