@@ -1,13 +1,13 @@
 """Modules on the fused kernels."""
 
 from fused_attention.nn.attention import Attention, Memory
-from fused_attention.nn.attention_maps import attention_layers, attention_maps
 from fused_attention.nn.block import Block, BlockConfig, make_norm
 from fused_attention.nn.feed_forward import FeedForward
 from fused_attention.nn.kv_cache import Cache, KVCache
 from fused_attention.nn.multi_head_attention import MultiHeadAttention
 from fused_attention.nn.paged_kv_cache import PagedKVCache
 from fused_attention.nn.positions import SinusoidalPositions, alibi_slopes
+from fused_attention.nn.recorded_maps import attention_layers, record_attention_maps
 from fused_attention.nn.rotary import Rotary, Rotation
 from fused_attention.nn.rotary_scaling import (
     DynamicScaling,
@@ -37,8 +37,8 @@ __all__ = [
     "YarnScaling",
     "alibi_slopes",
     "attention_layers",
-    "attention_maps",
     "make_norm",
     "pack",
+    "record_attention_maps",
     "unpack",
 ]
