@@ -73,7 +73,13 @@ ARROWS: dict[str, set[str]] = {
         *("_ext", "autocast", "backends", "checks", "formulas", "masks", "mechanism", "operators"),
         *("prepare", "problem", "selection", "triton_kernels"),
     },
-    "public": {"additive", "decoding", "dispatch", "functional", "local", "masks", "merge"},
+    "maps": {
+        *("_ext", "autocast", "backends", "checks", "formulas", "masks", "packed", "prepare"),
+        *("problem", "selection", "triton_kernels"),
+    },
+    "public": {
+        *("additive", "decoding", "dispatch", "functional", "local", "maps", "masks", "merge"),
+    },
 }
 # Above all that. They call what is public, and nobody below calls them.
 TOP = {

@@ -33,41 +33,6 @@ ThreadPool limit_threads(const AttentionParams& p, ThreadPool pool) {
   return useful_threads(work, pool);
 }
 
-Status check(const AttentionParams& p, const Kernels* tier, const char* isa) {
-  if (tier == nullptr) {
-    return Status::error("instruction set '%s' is not available here (available: %s)", isa,
-                         available_isas());
-  }
-  if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0) {
-    return Status::error("%lld query heads do not divide into %lld key/value heads",
-                         static_cast<long long>(p.heads_q), static_cast<long long>(p.heads_kv));
-  }
-  if (p.cu_seqlens_q == nullptr) return Status{};
-  if (p.cu_seqlens_q[0] != 0 || p.cu_seqlens_k[0] != 0) {
-    return Status::error("cu_seqlens: must start at 0");
-  }
-  for (int64_t b = 0; b < p.batch; ++b) {
-    if (p.cu_seqlens_q[b + 1] < p.cu_seqlens_q[b] || p.cu_seqlens_q[b + 1] > p.total_q ||
-        p.cu_seqlens_k[b + 1] < p.cu_seqlens_k[b] || p.cu_seqlens_k[b + 1] > p.total_k) {
-      return Status::error("cu_seqlens: sequence %lld does not lie inside the packed tensors",
-                           static_cast<long long>(b));
-    }
-  }
-  return Status{};
-}
-
-// len_q and len_k of a packed batch are derived here, never trusted.
-AttentionParams with_longest(const AttentionParams& params) {
-  AttentionParams p = params;
-  if (p.cu_seqlens_q == nullptr) return p;
-  p.len_q = p.len_k = 0;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    p.len_q = std::max<int64_t>(p.len_q, p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b]);
-    p.len_k = std::max<int64_t>(p.len_k, p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b]);
-  }
-  return p;
-}
-
 // Few queries leave most lanes of a block empty, and a group's heads would each read its keys: that
 // is a step of decoding, whose kernels take neither a bias nor dropout.
 bool is_decoding(const AttentionParams& p) {
@@ -187,6 +152,40 @@ const Kernels* find_tier(const char* isa) {
   return nullptr;
 }
 
+Status check_call(const AttentionParams& p, const char* isa) {
+  if (find_tier(isa) == nullptr) {
+    return Status::error("instruction set '%s' is not available here (available: %s)", isa,
+                         available_isas());
+  }
+  if (p.heads_kv <= 0 || p.heads_q % p.heads_kv != 0) {
+    return Status::error("%lld query heads do not divide into %lld key/value heads",
+                         static_cast<long long>(p.heads_q), static_cast<long long>(p.heads_kv));
+  }
+  if (p.cu_seqlens_q == nullptr) return Status{};
+  if (p.cu_seqlens_q[0] != 0 || p.cu_seqlens_k[0] != 0) {
+    return Status::error("cu_seqlens: must start at 0");
+  }
+  for (int64_t b = 0; b < p.batch; ++b) {
+    if (p.cu_seqlens_q[b + 1] < p.cu_seqlens_q[b] || p.cu_seqlens_q[b + 1] > p.total_q ||
+        p.cu_seqlens_k[b + 1] < p.cu_seqlens_k[b] || p.cu_seqlens_k[b + 1] > p.total_k) {
+      return Status::error("cu_seqlens: sequence %lld does not lie inside the packed tensors",
+                           static_cast<long long>(b));
+    }
+  }
+  return Status{};
+}
+
+AttentionParams with_longest(const AttentionParams& params) {
+  AttentionParams p = params;
+  if (p.cu_seqlens_q == nullptr) return p;
+  p.len_q = p.len_k = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    p.len_q = std::max<int64_t>(p.len_q, p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b]);
+    p.len_k = std::max<int64_t>(p.len_k, p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b]);
+  }
+  return p;
+}
+
 void yield_thread() { sched_yield(); }
 
 const char* available_isas() {
@@ -202,8 +201,8 @@ const char* available_isas() {
 
 Status launch_forward(const AttentionParams& params, bool backward_follows, const char* isa,
                       const ThreadPool& pool) {
+  if (Status status = check_call(params, isa); !status.ok) return status;
   const Kernels* tier = find_tier(isa);
-  if (Status status = check(params, tier, isa); !status.ok) return status;
   if (!backward_follows && is_decoding(params)) return forward_as_decoding(params, isa, pool);
   const AttentionParams p = with_longest(params);
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
@@ -226,8 +225,8 @@ Status launch_forward(const AttentionParams& params, bool backward_follows, cons
 }
 
 Status launch_backward(const BackwardParams& params, const char* isa, const ThreadPool& pool) {
+  if (Status status = check_call(params.forward, isa); !status.ok) return status;
   const Kernels* tier = find_tier(isa);
-  if (Status status = check(params.forward, tier, isa); !status.ok) return status;
   BackwardParams all = params;
   all.forward = with_longest(params.forward);
   const GradientSums sums(all);

@@ -19,14 +19,16 @@ struct QueryBlock {
   Range full_keys;        // visible to all of them: no mask needed inside
   T slope = T(0);         // ALiBi
 
-  QueryBlock(const AttentionParams& p, int64_t b_, int64_t h_, int64_t q_begin_)
+  // `most`: how many rows the block has, unless the sequence ends before.
+  QueryBlock(const AttentionParams& p, int64_t b_, int64_t h_, int64_t q_begin_,
+             int64_t most = BLOCK_Q)
       : params(p),
         seq(sequence_of(p, b_)),
         b(b_),
         h(h_),
         h_kv(h_ / (p.heads_q / p.heads_kv)),
         q_begin(q_begin_),
-        rows(min_of(BLOCK_Q, seq.len_q - q_begin_)),
+        rows(min_of(most, seq.len_q - q_begin_)),
         vecs(vectors<T>(rows)),
         keys(band_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)),
         full_keys(band_full_kv_range(seq.band, q_begin, q_begin + rows, seq.len_k)) {

@@ -16,6 +16,12 @@ namespace fused_attention::cpu {
 // nullptr: this build or this machine does not have it.
 const Kernels* find_tier(const char* isa);
 
+// Whether this tier runs here, the heads fit each other and packed sequences lie in their tensors.
+Status check_call(const AttentionParams& params, const char* isa);
+
+// len_q and len_k of a packed batch are derived here, never trusted.
+AttentionParams with_longest(const AttentionParams& params);
+
 inline const KernelSet& kernel_set(const Kernels& tier, DType dtype) {
   switch (dtype) {
     case DType::FLOAT64:

@@ -8,6 +8,7 @@ from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
 from fused_attention.local import local_attention
+from fused_attention.maps import AttentionMaps, attention_maps
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from fused_attention.integrations.torch_sdpa import sdpa
 
 __all__ = [
+    "AttentionMaps",
     "Band",
     "__version__",
     "additive_attention",
     "attention",
+    "attention_maps",
     "attention_varlen",
     "attention_with_kv_cache",
     "backends",

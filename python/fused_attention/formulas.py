@@ -181,6 +181,12 @@ def dense_jvp(
     return out, lse, d_out.masked_fill(dead, 0.0), d_lse.squeeze(-1).masked_fill(dead[..., 0], 0.0)
 
 
+def dense_scores(query: Tensor, key: Tensor, terms: AttentionTerms) -> Tensor:
+    """The scores of `dense_forward`, [B, Hq, Lq, Lk], -inf where a key is hidden."""
+    S, _ = _scores(query, without_padding(key, terms.kv_lengths), terms)
+    return S
+
+
 def statistics_dtype(tensor: Tensor) -> torch.dtype:
     """Row statistics (lse, delta) are never kept in less than fp32."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -15,6 +15,7 @@ from fused_attention.formulas import (
     dense_backward,
     dense_forward,
     dense_jvp,
+    dense_scores,
     statistics_dtype,
 )
 
@@ -72,6 +73,14 @@ def packed_forward(
         _pack_out([out for out, _ in results], query, value, nothing),
         _pack_lse([lse for _, lse in results], query, nothing, -torch.inf),
     )
+
+
+def packed_scores(query: Tensor, key: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Scores of all rows with all rows, [Hq, Tq, Tk]: -inf between sequences and behind them."""
+    scores = query.new_full((query.shape[1], query.shape[0], key.shape[0]), -torch.inf)
+    for q, k, terms in sequences:
+        scores[:, q, k] = dense_scores(_unpack(query, q), _unpack(key, k), terms)[0]
+    return scores
 
 
 def packed_jvp(

@@ -138,6 +138,30 @@ def test_attention_map(runs, command, tmp_path, family):
     assert (weights[..., above] == 0).all() == (family == "gpt")
 
 
+def test_attention_map_summary(runs, command, tmp_path):
+    text = ("attention-map", runs / "gpt", "people speak of people")
+    outcome = command(*text, "--summary", "--heads", "1,0")
+    assert outcome.code == 0, outcome.err
+    rows = [line.split()[:2] for line in outcome.out.splitlines() if "blocks" in line]
+    assert rows == [[f"blocks.{layer}.attention", head] for layer in range(2) for head in "10"]
+    told = json.loads(command(*text, "--summary", "--heads", "1,0", "--json").out)["heads"]
+    maps = json.loads(command(*text, "--heads", "1,0", "--json").out)["layers"]
+    for head in told:
+        layer = maps[head["layer"]]
+        weights = torch.tensor(layer["weights"])[1 - head["head"]]
+        entropy = torch.special.entr(weights).sum(-1).mean().item()
+        assert head["entropy"] == pytest.approx(entropy, abs=1e-5)
+        assert head["first"] == pytest.approx(weights[:, 0].mean().item(), abs=1e-5)
+        place = torch.arange(len(weights))
+        own = (weights.argmax(-1) == place).float().mean().item()
+        assert head["itself"] == pytest.approx(own)
+        mean = weights.sum(0) / (len(weights) - place)
+        assert head["most_read"] == layer["keys"][mean.argmax()]
+        assert head["most_weight"] == pytest.approx(mean.max().item(), abs=1e-5)
+    wrong = command(*text, "--summary", "--npz", tmp_path / "map.npz")
+    assert wrong.code == 2 and "argument --summary: has no weights" in wrong.err
+
+
 def test_attention_map_of_a_translation(runs, command, tmp_path):
     picture, numbers = tmp_path / "map.png", tmp_path / "map.json"
     outcome = command(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_config import GPTConfig
-from fused_attention.nn import Sequences, attention_maps, pack
+from fused_attention.nn import Sequences, pack, record_attention_maps
 
 VOCABULARY, LENGTH = 99, 50
 TOKENS = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -215,11 +215,11 @@ def test_fresh_weights() -> None:
     assert not torch.equal(model(TOKENS), model(TOKENS)), "dropout in training"
 
 
-def test_attention_maps() -> None:
+def test_recorded_attention_maps() -> None:
     model = small(windows=(5, None, 5))
-    with attention_maps(model, ["blocks.0.attention"], [2]) as maps:
+    with record_attention_maps(model, ["blocks.0.attention"], [2]) as maps:
         model(TOKENS)
-    (weights,) = maps["blocks.0.attention"]
+    weights = maps["blocks.0.attention"][0].weights
     assert weights.shape == (2, 1, LENGTH, LENGTH)
     assert torch.equal(weights[0, 0] > 0, model.blocks[0].attention.band.mask(LENGTH, LENGTH))
 

@@ -6,6 +6,8 @@ code that counts: copies, barriers and layouts, which differ by chip, dtype, dim
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from attention_case import AttentionCase
 from decode_case import DecodeCase
@@ -62,6 +64,22 @@ CASES = (
 FORWARD_CASES = (
     AttentionCase("dim_256", 1, 1, len_q=70, len_k=70, head_dim=256, dtype=BF16),
     AttentionCase("packed_heads", 1, 8, 2, len_q=3, len_k=150, head_dim=64, dtype=FP16),
+)
+# Facts about the weights: of several tiles of queries and keys, and with every term.
+MAPS_CASES = (
+    AttentionCase("causal", 1, 1, len_q=70, len_k=90, head_dim=64, band=Band.causal(), dtype=BF16),
+    AttentionCase("fp32", 1, 1, len_q=35, len_k=33, head_dim=24, layout="swapped", dtype=FP32),
+    replace(CASES[4], len_q=9, len_k=20, kv_lengths=(20, 13), band_offsets=(8, -3)),
+    AttentionCase(
+        "packed",
+        heads_q=2,
+        head_dim=16,
+        seq_lens_q=(9, 0, 20),
+        seq_lens_k=(20, 4, 30),
+        trailing=5,
+        band=Band.sliding(9),
+        dtype=BF16,
+    ),
 )
 DECODE_CASES = (
     DecodeCase("parts", (700, 300), 4, 1, head_dim=64, dtype=BF16, sinks=True),

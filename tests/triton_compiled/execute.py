@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from attention_case import AttentionCase
 from decode_case import DecodeCase
+from maps_case import MapsInputs
 from triton_compiled.compile import running
 from triton_compiled.emulate import Emulator
 from triton_interpreted.kernel_calls import assert_tangents, call_of, directions
@@ -47,6 +48,14 @@ def move(case: AttentionCase, emulator: Emulator) -> None:
     with running(emulator):
         found = jvp_op(*join_jvp(call_of(inputs), tangents, "triton"))
     assert_tangents(inputs, tangents, found)
+
+
+def look(case: AttentionCase, emulator: Emulator) -> None:
+    """All facts about the weights."""
+    maps = MapsInputs(case.make())
+    with running(emulator):
+        found = maps.run("triton")
+    maps.check(found)
 
 
 def decode(case: DecodeCase, emulator: Emulator) -> None:

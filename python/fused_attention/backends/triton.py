@@ -65,7 +65,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     from fused_attention.triton_kernels.forward import attention_forward
 
     out, lse = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_forward(call, out, lse)
     return out, lse
 
@@ -84,7 +84,7 @@ def backward(
     delta = torch.empty_like(lse)
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
     grad_bias = torch.empty_like(call.bias) if needs_bias_grad and call.bias is not None else None
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_backward(
             *(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias),
             deterministic=call.deterministic,
@@ -99,7 +99,7 @@ def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, 
 
     out, lse = call.empty_out(), call.empty_lse()
     out_tangent, lse_tangent = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_jvp(call, tangents, out, lse, out_tangent, lse_tangent)
     return out, lse, out_tangent, lse_tangent
 
@@ -109,7 +109,7 @@ def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     from fused_attention.triton_kernels.decode import attention_decode
 
     out, lse = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_decode(call, out, lse)
     return out, lse
 
@@ -178,7 +178,7 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)

@@ -1,11 +1,11 @@
-"""fused-attention attention-map: which token looks at which, as a picture and as arrays."""
+"""fused-attention attention-map: which token looks at which, as a picture, arrays or a summary."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fused_attention.cli import arguments as types
 from fused_attention.cli.models import MODEL_HELP, as_trained, encode, load
@@ -13,7 +13,9 @@ from fused_attention.cli.output import Output, UsageError, require
 from fused_attention.models.bert import BERT
 from fused_attention.models.gpt import GPT
 from fused_attention.models.transformer import Transformer
-from fused_attention.training.mapping import LayerMap, text_maps
+from fused_attention.training.mapping import LayerMap, text_maps, text_summary
+
+Facts = TypeVar("Facts")
 
 MOST_LABELLED = 48  # tokens that have room for their names
 MOST_CELLS = 64  # maps in a picture
@@ -34,17 +36,25 @@ def add_parser(commands: types.Subparsers) -> None:
     parser.add_argument("--heads", type=types.numbers, metavar="N[,N]", help="default: all")
     parser.add_argument("--out", type=types.output_file, metavar="FILE", help="a picture: .png ...")
     parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="what each head does, without the weights: a text may be as long as the model takes",
+    )
+    parser.add_argument(
         "--npz", type=types.output_file, metavar="FILE", help="arrays [1, heads, queries, keys]"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     output = Output(arguments.json)
+    if arguments.summary:
+        return summarise(arguments, output)
     if arguments.out is None and arguments.npz is None and arguments.json is None:
-        raise UsageError("say where to: --out for a picture, --npz or --json for the numbers")
+        rule = "--out for a picture, --npz or --json for the numbers, --summary for a table"
+        raise UsageError(f"say where to: {rule}")
     if arguments.out is not None:
         require("matplotlib")
-    maps = compute(arguments)
+    maps = compute(arguments, text_maps)
     heads = arguments.heads or tuple(range(next(iter(maps.values())).weights.shape[1]))
     if arguments.out is not None:
         draw(arguments.out, maps, heads)
@@ -60,8 +70,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def compute(arguments: argparse.Namespace) -> dict[str, LayerMap]:
-    """The maps by the layers' names.
+def summarise(arguments: argparse.Namespace, output: Output) -> int:
+    """Print what each head does."""
+    if arguments.out is not None or arguments.npz is not None:
+        raise UsageError("argument --summary: has no weights for --out or --npz")
+    heads = compute(arguments, text_summary)
+    headers = ["layer", "head", "entropy", "first", "itself", "previous", "most read", "weight"]
+    rows = [
+        [
+            *(head.layer, str(head.head), f"{head.entropy:.2f}"),
+            *(f"{share:.0%}" for share in (head.first, head.itself, head.previous)),
+            *(repr(head.most_read), f"{head.most_weight:.0%}"),
+        ]
+        for head in heads
+    ]
+    output.table(headers, rows)
+    output.json({"heads": [head._asdict() for head in heads]})
+    return 0
+
+
+def compute(arguments: argparse.Namespace, look: Callable[..., Facts]) -> Facts:
+    """What `look` finds in the text: text_maps or text_summary.
 
     Raises:
         UsageError: a layer or head does not exist, or the text does not fit the model.
@@ -73,7 +102,7 @@ def compute(arguments: argparse.Namespace) -> dict[str, LayerMap]:
     if not encode(tokenizer, text):
         raise UsageError("argument TEXT: must not be empty")
     try:
-        return text_maps(model, tokenizer, text, arguments.layers, arguments.heads)
+        return look(model, tokenizer, text, arguments.layers, arguments.heads)
     except ValueError as error:
         raise UsageError(f"argument --{error}") from None
 

@@ -58,7 +58,7 @@ class BERT(PretrainedModel):
     """An encoder with the heads of its pretraining.
 
     Its checkpoints are those of transformers' and sentence-transformers' BERT and ModernBERT.
-    `blocks` are nn.Block, so nn.attention_maps shows their weights.
+    `blocks` are nn.Block, so nn.record_attention_maps shows their weights.
 
     Raises:
         ValueError: a size in the configuration is out of range.

@@ -2,7 +2,6 @@
 
 from fused_attention.nn.annotations import Annotations
 from fused_attention.nn.attention import Attention, Memory
-from fused_attention.nn.attention_maps import attention_layers, attention_maps
 from fused_attention.nn.bahdanau_attention import BahdanauAttention
 from fused_attention.nn.block import Block, BlockConfig, make_norm
 from fused_attention.nn.cho_gru import ChoGRU
@@ -12,6 +11,7 @@ from fused_attention.nn.luong_attention import LuongAttention
 from fused_attention.nn.multi_head_attention import MultiHeadAttention
 from fused_attention.nn.paged_kv_cache import PagedKVCache
 from fused_attention.nn.positions import SinusoidalPositions, alibi_slopes
+from fused_attention.nn.recorded_maps import attention_layers, record_attention_maps
 from fused_attention.nn.rotary import Rotary, Rotation
 from fused_attention.nn.rotary_scaling import (
     DynamicScaling,
@@ -45,8 +45,8 @@ __all__ = [
     "YarnScaling",
     "alibi_slopes",
     "attention_layers",
-    "attention_maps",
     "make_norm",
     "pack",
+    "record_attention_maps",
     "unpack",
 ]

@@ -35,7 +35,7 @@ class Memory(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """One call of an Attention, from which its weights follow (see `attention_maps`)."""
+    """One call of an Attention, from which its weights follow (see `record_attention_maps`)."""
 
     query: Tensor  # [batch, heads, len_q, head_dim], packed [total, heads, head_dim]
     key: Tensor  # the same with kv_heads and len_k

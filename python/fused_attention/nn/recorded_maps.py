@@ -1,22 +1,23 @@
-"""Attention maps of a model: the weights of chosen layers and heads, and of no others.
+"""Attention maps of a model: what chosen layers and heads look at, while it runs on the kernels.
 
 The kernels never have the weights. An observed layer also returns the log-sum-exp of its scores,
-from which they follow head by head (`attention_weights`).
+from which `fused_attention.attention_maps` computes what is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fused_attention import AttentionMaps, attention_maps
 from fused_attention.checks import wrong_value
 from fused_attention.nn.attention import Attention, Observed
-from fused_attention.nn.attention_weights import each_heads_weights
 
-Maps = dict[str, list[Tensor]]
+Maps = dict[str, list[AttentionMaps]]
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -25,27 +26,38 @@ def attention_layers(model: nn.Module) -> dict[str, Attention]:
 
 
 @contextmanager
-def attention_maps(
+def record_attention_maps(
     model: nn.Module,
     layers: Iterable[str] | None = None,
     heads: Iterable[int] | None = None,
+    *,
+    weights: bool = True,
+    rows: Iterable[int] | None = None,
+    **facts: Any,
 ) -> Iterator[Maps]:
-    """Within it, every call of the model leaves its weights in what the context gives.
+    """Within it, every call of the model leaves its maps in what the context gives.
 
     Nothing else changes: the calls still run on the kernels, with gradients if wanted (the maps
-    have none).
+    have none). With weights=False and facts such as entropy=True nothing grows with the square of
+    the length, whatever the model.
 
     Args:
         model: whose blocks have nn.Attention layers, called without a cache.
         layers: names from `attention_layers`; default all.
         heads: numbers of query heads; default all.
+        weights: whether to keep the weights.
+        rows: numbers of the queries whose weights are kept, negative ones from the end of each
+            sequence; default all. One that a sequence does not have is left out.
+        facts: what else is kept: column_mass, column_mean, entropy, argmax (True) and top_k (how
+            many), as `fused_attention.attention_maps` has them.
 
     Yields:
-        A dict that fills itself: for each layer a list with one map for each sequence (of a batch
-        without packing and padding: one for the whole batch), weights before dropout
-        [chosen heads, len_q, len_k] (of a batch [batch, chosen heads, len_q, len_k]) in fp32.
+        A dict that fills itself: for each layer a list with AttentionMaps for each sequence,
+        without their batch dimension (of a batch without packing and padding: one for the whole
+        batch, with it). Keys are numbered inside their sequence.
 
     Raises:
+        TypeError: a fact has another name.
         ValueError: a layer or a head does not exist.
     """
     known = attention_layers(model)
@@ -57,9 +69,16 @@ def attention_maps(
         for head in chosen or ():
             if not 0 <= head < known[name].heads:
                 wrong_value("heads", f"must be in [0, {known[name].heads})", head)
+    for fact in facts:
+        if fact not in FACTS:
+            raise TypeError(f"facts: must be of {', '.join(FACTS)}, got {fact}")
+    if not weights and not any(facts.values()):
+        wrong_value("weights", "must be True where no fact is asked for", weights)
+    asked = facts | {"heads": chosen}
+    own_rows = None if rows is None else list(rows)
     maps: Maps = {name: [] for name in names}
     for name in names:
-        known[name].observer = _Observer(known[name], chosen, maps[name])
+        known[name].observer = _Observer(known[name], weights, own_rows, asked, maps[name])
     try:
         yield maps
     finally:
@@ -67,42 +86,51 @@ def attention_maps(
             known[name].observer = None
 
 
+FACTS = ("column_mass", "column_mean", "entropy", "argmax", "top_k")
+
+
 class _Observer:
-    def __init__(self, layer: Attention, heads: list[int] | None, maps: list[Tensor]) -> None:
+    def __init__(
+        self,
+        layer: Attention,
+        weights: bool,
+        rows: list[int] | None,
+        asked: dict[str, Any],
+        maps: list[AttentionMaps],
+    ) -> None:
         self.layer, self.maps = layer, maps
-        self.heads = list(range(layer.heads)) if heads is None else heads
+        self.weights, self.rows, self.asked = weights, rows, asked
 
     @torch.no_grad()
     def __call__(self, call: Observed) -> None:
         if call.queries.packed:
             self.maps.extend(self._sequence(*one) for one in _packed_parts(call))
         elif call.queries.lengths is None and call.keys.lengths is None:
-            self.maps.append(self._weights(call.query, call.key, call.lse))
+            self.maps.append(self._look(call.query, call.key, call.lse))
         else:
             self.maps.extend(self._sequence(*one) for one in _padded_parts(call))
 
-    def _sequence(self, query: Tensor, key: Tensor, lse: Tensor) -> Tensor:
-        return self._weights(query[None], key[None], lse[None])[0]
+    def _sequence(self, query: Tensor, key: Tensor, lse: Tensor) -> AttentionMaps:
+        maps = self._look(query[None], key[None], lse[None])
+        return AttentionMaps(*(None if fact is None else fact[0] for fact in maps))
 
-    def _weights(self, query: Tensor, key: Tensor, lse: Tensor) -> Tensor:
-        """[B, chosen heads, Lq, Lk]."""
+    def _look(self, query: Tensor, key: Tensor, lse: Tensor) -> AttentionMaps:
         layer = self.layer
-        shared = layer.heads // layer.kv_heads
-        scale = layer.head_dim**-0.5 if layer.scale is None else layer.scale
-        size = (query.shape[2], key.shape[2])
-        visible = layer.band.mask(*size, device=query.device)
-        hidden = None if layer.band.is_full else ~visible
-        parts = []
-        for head in self.heads:
-            at, group = slice(head, head + 1), slice(head // shared, head // shared + 1)
-            bias: Tensor | None = None
-            if layer.slopes is not None:
-                diagonal = layer.band.diagonal(*size, query.device)
-                distance = (diagonal - torch.arange(size[1], device=query.device)).abs()
-                bias = -layer.slopes[head] * distance[None, None]
-            q, k = query[:, at], key[:, group]
-            parts.append(each_heads_weights(q, k, lse[:, at], scale, bias, hidden))
-        return torch.cat(parts, 1)
+        return attention_maps(
+            *(query, key, lse),
+            rows=self._rows_of(query.shape[2]),
+            band=layer.band,
+            scale=layer.scale,
+            alibi_slopes=layer.slopes,
+            **self.asked,
+        )
+
+    def _rows_of(self, length: int) -> list[int] | range | None:
+        if not self.weights:
+            return None
+        if self.rows is None:
+            return range(length)
+        return [row % length for row in self.rows if -length <= row < length]
 
 
 def _packed_parts(call: Observed) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

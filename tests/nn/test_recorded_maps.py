@@ -15,8 +15,8 @@ from fused_attention.nn import (
     Sequences,
     alibi_slopes,
     attention_layers,
-    attention_maps,
     pack,
+    record_attention_maps,
 )
 
 DIM, HEADS, LENGTHS = 12, 4, torch.tensor([5, 2])
@@ -51,63 +51,101 @@ def softmax_of_scores(layer: Attention, x: Tensor) -> Tensor:
 )
 def test_are_the_weights(options: dict[str, Any]) -> None:
     both, x = model(**options), tokens()
-    with attention_maps(both) as maps:
+    with record_attention_maps(both) as maps:
         out = both(x)
     assert list(maps) == list(attention_layers(both)) == ["0", "1"]
-    assert_same(maps["0"][0], softmax_of_scores(both[0], x))
-    assert_same(maps["1"][0], softmax_of_scores(both[1], both[0](x)))
+    assert_same(maps["0"][0].weights, softmax_of_scores(both[0], x))
+    assert_same(maps["1"][0].weights, softmax_of_scores(both[1], both[0](x)))
     assert_same(out, both(x))
     assert len(maps["0"]) == 1, "calls outside of the context leave nothing"
 
 
 def test_only_what_was_asked_for() -> None:
     both, x = model(), tokens()
-    with attention_maps(both, ["1"], [3, 0]) as maps:
+    with record_attention_maps(both, ["1"], [3, 0]) as maps:
         both(x)
         both(x[:1])
     assert list(maps) == ["1"] and len(maps["1"]) == 2
     exact = softmax_of_scores(both[1], both[0](x))
-    assert_same(maps["1"][0], exact[:, [3, 0]])
-    assert_same(maps["1"][1], exact[:1, [3, 0]])
+    assert_same(maps["1"][0].weights, exact[:, [3, 0]])
+    assert_same(maps["1"][1].weights, exact[:1, [3, 0]])
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_sequences_come_one_by_one(packed: bool) -> None:
     layer, x = model(band=Band.causal())[0], tokens()
-    with attention_maps(layer, heads=[1]) as maps:
+    with record_attention_maps(layer, heads=[1]) as maps:
         if packed:
             layer(pack(x, LENGTHS), Sequences.packed_from(LENGTHS))
         else:
             layer(x, Sequences(LENGTHS))
     for row, n in enumerate(LENGTHS):
         exact = softmax_of_scores(layer, x[row : row + 1, :n])[0, [1]]
-        assert_same(maps[""][row], exact)
+        assert_same(maps[""][row].weights, exact)
 
 
 def test_cross_attention() -> None:
     layer, x, states = model()[0], tokens(), tokens()[:, :3]
-    with attention_maps(layer) as maps:
+    with record_attention_maps(layer) as maps:
         layer(x, memory=layer.remember(states, Sequences(torch.tensor([3, 1]))))
-    assert [tuple(one.shape) for one in maps[""]] == [(4, 5, 3), (4, 5, 1)]
+    assert [tuple(one.weights.shape) for one in maps[""]] == [(4, 5, 3), (4, 5, 1)]
     for one in maps[""]:
-        assert_same(one.sum(-1), torch.ones_like(one[..., 0]))
+        assert_same(one.weights.sum(-1), torch.ones_like(one.weights[..., 0]))
+
+
+def test_chosen_rows_from_both_ends() -> None:
+    layer, x = model(band=Band.causal())[0], tokens()
+    with record_attention_maps(layer, rows=[0, -1, 4, -5]) as maps:
+        layer(x, Sequences(LENGTHS))
+    exact = softmax_of_scores(layer, x)
+    assert_same(maps[""][0].weights, exact[0][:, [0, 4, 4, 0]])
+    # Of two tokens: the first, the last; the others do not exist.
+    assert_same(maps[""][1].weights, softmax_of_scores(layer, x[1:, :2])[0])
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_facts_without_the_weights(packed: bool) -> None:
+    layer, x = model(band=Band.causal())[0], tokens()
+    facts = {"column_mass": True, "entropy": True, "argmax": True, "top_k": 2}
+    with record_attention_maps(layer, heads=[2, 1], weights=False, **facts) as maps:
+        if packed:
+            layer(pack(x, LENGTHS), Sequences.packed_from(LENGTHS))
+        else:
+            layer(x, Sequences(LENGTHS))
+    for row, n in enumerate(LENGTHS):
+        one, exact = maps[""][row], softmax_of_scores(layer, x[row : row + 1, :n])[0, [2, 1]]
+        assert one.weights is None and one.column_mean is None
+        assert_same(one.column_mass, exact.sum(-2))
+        assert_same(one.entropy, torch.special.entr(exact).sum(-1))
+        assert torch.equal(one.argmax, exact.argmax(-1))
+        assert_same(one.top_weights[..., 0], exact.amax(-1))
 
 
 def test_mistakes() -> None:
     both = model()
     with (
+        pytest.raises(TypeError, match="facts: must be of column_mass, .*, top_k, got entropies"),
+        record_attention_maps(both, entropies=True),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="weights: must be True where no fact is asked for"),
+        record_attention_maps(both, weights=False, top_k=0),
+    ):
+        pass
+    with (
         pytest.raises(ValueError, match="layers: must be of 0, 1, got 2"),
-        attention_maps(both, ["2"]),
+        record_attention_maps(both, ["2"]),
     ):
         pass
     with (
         pytest.raises(ValueError, match=r"heads: must be in \[0, 4\), got 4"),
-        attention_maps(both, heads=[4]),
+        record_attention_maps(both, heads=[4]),
     ):
         pass
     with (
         torch.no_grad(),
-        attention_maps(both),
+        record_attention_maps(both),
         pytest.raises(RuntimeError, match="cache: attention maps need all tokens in one call"),
     ):
         both[0](tokens(), cache=both[0].new_cache(2, 9))

@@ -1,0 +1,6 @@
+"""What the weights of an attention look like, without the [Lq, Lk] matrix in memory."""
+
+from fused_attention.maps.functional import attention_maps
+from fused_attention.maps.results import AttentionMaps
+
+__all__ = ["AttentionMaps", "attention_maps"]
