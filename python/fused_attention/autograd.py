@@ -27,7 +27,7 @@ from fused_attention.backends.call import Call, Gradients
 from fused_attention.batching import backward_rule, forward_rule, row_contiguous
 from fused_attention.checks import check_values
 from fused_attention.forward_mode import dual_backward, dual_forward, has_tangent, wants_gradient
-from fused_attention.shortcut import watched
+from fused_attention.shortcut import transforms_active, watched
 from fused_attention.signature import (
     BACKWARD_TENSORS,
     BIAS,
@@ -54,18 +54,13 @@ def attend(call: Call, backend: str, needs_grad: bool) -> tuple[Tensor, Tensor]:
     """out and lse of one call by the backend of this name; saves nothing without `needs_grad`."""
     args = (*call, backend)
     results: tuple[Tensor, Tensor]
-    if torch.compiler.is_compiling() or _transforms_active():
+    if torch.compiler.is_compiling() or transforms_active():
         results = forward_op(*args)
     elif needs_grad:  # what the operator does, without a second way through the dispatcher
         results = _Forward.apply(*args)  # type: ignore[attr-defined]
     else:
         results = _below_autograd(forward_op, args)
     return results
-
-
-def _transforms_active() -> bool:
-    """Whether torch.func or forward-mode differentiation may need the autograd kernels."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -140,7 +135,7 @@ class _Forward(_SingleLevelFunction):
         *scalars, backend = ctx.scalars
         call, bias_grad = Call(*tensors, *scalars), needed[BIAS]
         parts = (grad_out, grad_lse), call, (out, lse), (backend, bias_grad)
-        if torch.is_grad_enabled() or _transforms_active():
+        if torch.is_grad_enabled() or transforms_active():
             found = backward_op(*join_backward(*parts))
         else:
             found = _gradients_below_autograd(*parts)
@@ -195,7 +190,7 @@ def _pull_back(
     """The vector-Jacobian product of the formula, as if no variable depended on another."""
     with torch.enable_grad():
         views = [variable.view_as(variable) for variable in variables]
-        if _transforms_active() or not all(view.requires_grad for view in views):
+        if transforms_active() or not all(view.requires_grad for view in views):
             # Of a torch.func level, perhaps one that is gone. Not for all: vjp imports Dynamo.
             second: tuple[Tensor, ...] = torch.func.vjp(formula, *variables)[1](tuple(cotangents))
             return second
