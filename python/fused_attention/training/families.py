@@ -162,7 +162,7 @@ def prepare_transformer(run: Run, folder: Path) -> Prepared:
             )
             if len(source) <= recipe.context and len(target) + 2 <= recipe.context
         ]
-        return SentencePairs(ids, recipe.batch_tokens, config.pad_token, seed)
+        return SentencePairs(ids, recipe.batch_tokens, config.pad_token, seed, packed=True)
 
     def judge(model: PretrainedModel) -> dict[str, float]:
         assert isinstance(model, Transformer)
