@@ -25,7 +25,7 @@ from fused_attention.backends.call import Call, Gradients
 from fused_attention.batching import backward_rule, forward_rule, row_contiguous
 from fused_attention.checks import check_values
 from fused_attention.forward_mode import dual_backward, dual_forward, has_tangent, wants_gradient
-from fused_attention.shortcut import watched
+from fused_attention.shortcut import transforms_active, watched
 from fused_attention.signature import (
     BACKWARD_TENSORS,
     BIAS,
@@ -36,7 +36,7 @@ from fused_attention.signature import (
     join_backward,
     split_backward,
 )
-from fused_attention.transforms import one_level_down, second_gradients, transforms_active
+from fused_attention.transforms import one_level_down, second_gradients
 
 # Raw definitions: torch.library.custom_op costs several microseconds more per call.
 _library = torch.library.Library("fused_attention", "FRAGMENT")

@@ -25,8 +25,8 @@ from fused_attention.batching import row_contiguous
 from fused_attention.forward_mode import has_tangent, wants_gradient
 from fused_attention.mechanism import AnyCall, Backend, Formulas, Grads
 from fused_attention.selection import named
-from fused_attention.shortcut import watched
-from fused_attention.transforms import one_level_down, second_gradients, transforms_active
+from fused_attention.shortcut import transforms_active, watched
+from fused_attention.transforms import one_level_down, second_gradients
 
 _SCHEMAS = {
     Tensor: "Tensor",

@@ -19,6 +19,11 @@ def plain_tensors(*values: Any) -> bool:
     return _TENSORS.issuperset(map(type, values))
 
 
+def transforms_active() -> bool:
+    """Whether torch.func or forward-mode differentiation may need the autograd kernels."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def watched(args: Sequence[Any]) -> bool:
     """Whether an operator's call must be seen, and not only its results.
 
@@ -30,8 +35,7 @@ def watched(args: Sequence[Any]) -> bool:
     """
     return (
         not _PLAIN.issuperset(map(type, args))
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._autograd._profiler_enabled()

@@ -10,11 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fused_attention.autocast import without_autocast
-
-
-def transforms_active() -> bool:
-    """Whether torch.func or forward-mode differentiation may need the autograd kernels."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+from fused_attention.shortcut import transforms_active
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fused_attention.training.batch import IGNORED
+from fused_attention.models.token_loss import IGNORED
 from fused_attention.training.corpora import DataError
 from fused_attention.training.masked import MaskedSentences, mask_tokens
 from fused_attention.training.seeds import generator, seed_of
@@ -83,10 +83,25 @@ def test_pairs_are_padded():
     pairs = [([7] * n + [2], [1] + [8] * (n + 1) + [2]) for n in range(1, 30)]
     inputs, weight = SentencePairs(pairs, 60, pad_id=0, seed=0)[0]
     source, target = inputs["source"], inputs["target"]
-    assert source.shape[0] * max(source.shape[1], target.shape[1]) <= 60
+    assert source.shape[0] * max(source.shape[1], target.shape[1] - 1) <= 60
     assert ((source != 0).sum(1) == inputs["source_lengths"]).all()
     assert ((target != 0).sum(1) == inputs["target_lengths"]).all()
     assert weight == (target[:, 1:] != 0).sum()
+
+
+def test_packed_pairs_fill_a_batch_without_padding():
+    pairs = [([7] * (n % 29) + [2], [1] + [8] * (n * 3 % 31) + [2]) for n in range(500)]
+    source = SentencePairs(pairs, 200, pad_id=0, seed=0, packed=True)
+    batches = [source[n].inputs for n in range(source.buckets.batches_in_epoch())]
+    given = [
+        max(int(inputs["source_lengths"].sum()), int(inputs["target_lengths"].sum() - len(rows)))
+        for inputs in batches
+        for rows in [inputs["source"]]
+    ]
+    assert max(given) <= 200
+    assert sum(inputs["source"].numel() > 200 for inputs in batches) > len(batches) / 2
+    lengths = [set(inputs["target_lengths"].tolist()) for inputs in batches]
+    assert sum(map(len, lengths)) > 5 * len(batches)
 
 
 def test_seeds_differ_by_purpose_and_order():

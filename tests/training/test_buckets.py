@@ -44,6 +44,15 @@ def test_batches_are_full_but_not_too_full(sort):
     assert sum(map(size, batches)) > 0.75 * 64 * len(batches)
 
 
+def test_batches_of_any_lengths_are_all_full_but_the_last():
+    batches = LengthBuckets(LENGTHS * 20, 64, seed=1, sort=False)
+    sizes = [
+        sum(LENGTHS[n % len(LENGTHS)] for n in batches[index])
+        for index in range(batches.batches_in_epoch())
+    ]
+    assert sum(size <= 64 - max(LENGTHS) for size in sizes) <= 1
+
+
 def test_sorted_batches_have_little_padding():
     batches = epoch_of(LengthBuckets(LENGTHS, 64, seed=1), 0)
     padded = sum(max(LENGTHS[n] for n in batch) * len(batch) for batch in batches)

@@ -16,16 +16,21 @@ from torch import Tensor, nn
 
 from fused_attention.checks import wrong_value
 from fused_attention.models.bert_config import BERTConfig
-from fused_attention.models.packed_batch import PackedBatch, pack_batch
+from fused_attention.models.packed_batch import (
+    PackedBatch,
+    pack_batch,
+    rounded_rows,
+    with_rows,
+)
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.tables.bert import bert_table, modernbert_table
+from fused_attention.models.token_loss import IGNORED, token_loss
 from fused_attention.models.weights import Table
 from fused_attention.nn.block import Block
+from fused_attention.nn.dropout import dropout
 from fused_attention.nn.feed_forward import ACTIVATIONS
 from fused_attention.nn.rotary import Rotary, Rotation
 from fused_attention.nn.sequences import Sequences
-
-IGNORED = -100  # a label that counts for nothing, as in torch's cross-entropy
 
 
 class BERTOutput(NamedTuple):
@@ -159,7 +164,7 @@ class BERT(PretrainedModel):
             x = x + (self.token_types.weight[0] if types is None else self.token_types(types))
         elif token_type_ids is not None:
             raise ValueError("token_type_ids: need a model with token_types, got one without")
-        x = F.dropout(self.embedding_norm(x), self.config.embedding_dropout, self.training)
+        x = dropout(self.embedding_norm(x), self.config.embedding_dropout, self.training)
         rotations = self._rotations(batch.positions, x.dtype)
         for layer, block in enumerate(self.blocks):
             rotation = rotations[layer in self.config.local_layers]
@@ -228,14 +233,14 @@ class BERT(PretrainedModel):
             raise ValueError("labels: need a model with mlm_head, got one without")
         if lengths is not None:
             sequences = Sequences(lengths=lengths)
-        batch = self._packed(input_ids, attention_mask, sequences)
+        batch = self._packed(input_ids, attention_mask, sequences).filled_up()
         hidden = self.encode(batch, token_type_ids)
-        labels = batch.pack(labels)
-        masked = labels != IGNORED
-        logits = self.mlm_head(hidden[masked], self.tokens.weight)
-        # An empty selection has no mean.
-        loss = F.cross_entropy(logits.float(), labels[masked], reduction="sum")
-        loss = loss / masked.sum().clamp(min=1)
+        labels = batch.pack(labels, IGNORED)
+        masked = (labels != IGNORED).nonzero().squeeze(1)
+        # What fills them up is the first token, again and again, with nothing to predict.
+        count = rounded_rows(len(masked))
+        logits = self.mlm_head(hidden[with_rows(masked, count, 0)], self.tokens.weight)
+        loss = token_loss(logits, with_rows(labels[masked].long(), count, IGNORED))
         if next_sentence_label is not None:
             if self.nsp_head is None:
                 raise ValueError("next_sentence_label: needs a model with nsp_head, got none")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_attention.checks import wrong_value
@@ -13,6 +12,7 @@ from fused_attention.models.gpt_config import GPTConfig
 from fused_attention.models.gpt_families import FAMILIES
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.tables.gpt import TABLES
+from fused_attention.models.token_loss import token_loss
 from fused_attention.models.weights import Table
 from fused_attention.nn import (
     Block,
@@ -22,8 +22,7 @@ from fused_attention.nn import (
     attention_layers,
     make_norm,
 )
-
-IGNORED = -100  # a label that counts for nothing
+from fused_attention.nn.dropout import dropout
 
 
 class GPT(PretrainedModel):
@@ -130,7 +129,7 @@ class GPT(PretrainedModel):
         x = self.embedding(input_ids)
         if self.positions is not None:
             x = x + self.positions(positions).to(x.dtype)
-        x = F.dropout(x, self.config.embedding_dropout, self.training)
+        x = dropout(x, self.config.embedding_dropout, self.training)
         rotation = None
         if self.rotary is not None:
             head_dim = self.config.head_dim or self.config.dim // self.config.heads
@@ -158,9 +157,7 @@ class GPT(PretrainedModel):
         The other arguments are those of `forward`.
         """
         logits = self(input_ids, lengths=lengths, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
-        return F.cross_entropy(
-            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED
-        )
+        return token_loss(logits.flatten(0, -2), labels.flatten())
 
     def _positions(
         self, input_ids: Tensor, sequences: Sequences, caches: list[Cache] | None

@@ -10,23 +10,28 @@ from torch import Tensor
 from fused_attention.checks import check_tensor, shape_of, wrong_type, wrong_value
 from fused_attention.nn.sequences import Sequences
 
+_LEAST_STEP = 16  # rows
+
 
 class PackedBatch(NamedTuple):
     """The tokens that exist, one sequence after the other."""
 
-    input_ids: Tensor  # [total]
+    input_ids: Tensor  # [total], after `filled_up` with rows behind the last sequence
     positions: Tensor  # [total], each token's place in its row
     sequences: Sequences
     cu_seqlens: Tensor  # int32 [batch + 1], those of `sequences`
     shape: tuple[int, int] | None  # (batch, length) of the caller's rows; None: they came packed
-    places: Tensor | None  # int64 [total], of the tokens in the flattened rows; None is all
+    places: Tensor | None  # int64 [tokens], of them in the flattened rows; None is all
 
-    def pack(self, rows: Tensor) -> Tensor:
-        """[batch, length, ...] as [total, ...]; what came packed stays as it is."""
-        if self.shape is None:
-            return rows
-        flat = rows.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+    def pack(self, rows: Tensor, fill: int = 0) -> Tensor:
+        """[batch, length, ...] as [total, ...]; what came packed stays as it is.
+
+        `fill` is for rows behind the last sequence.
+        """
+        flat = rows if self.shape is None else rows.flatten(0, 1)
+        if self.places is not None:
+            flat = flat.index_select(0, self.places)
+        return with_rows(flat, len(self.input_ids), fill)
 
     def unpack(self, x: Tensor) -> Tensor:
         """[total, ...] as the caller's rows, zeros for their padding; differentiable."""
@@ -38,6 +43,17 @@ class PackedBatch(NamedTuple):
             x = rows.index_copy(0, self.places, x)
         unpacked: Tensor = x.unflatten(0, self.shape)
         return unpacked
+
+    def filled_up(self) -> PackedBatch:
+        """With rows that belong to no sequence, so that batches of like sizes have one shape.
+
+        No sequence sees them, so they change no result and have no gradient. Matrix products in
+        low precision, compiled models and caching allocators prepare themselves for each shape
+        that they meet, which takes oneDNN longer than a small product itself.
+        """
+        total = rounded_rows(len(self.input_ids))
+        ids, positions = (with_rows(x, total, 0) for x in (self.input_ids, self.positions))
+        return self._replace(input_ids=ids, positions=positions)
 
     def first(self, x: Tensor) -> Tensor:
         """The first token's row of each sequence, [batch, ...]; zeros for an empty one."""
@@ -53,6 +69,17 @@ class PackedBatch(NamedTuple):
         wide = x if x.dtype == torch.float64 else x.float()
         sums = torch.segment_reduce(wide, "sum", lengths=counts, unsafe=True)
         return (sums / counts.clamp(min=1)[:, None]).to(x.dtype)
+
+
+def rounded_rows(count: int) -> int:
+    """A number of rows of at least `count`: one of eight between each power of two and the next."""
+    step = max(_LEAST_STEP, 1 << max(0, count.bit_length() - 4))
+    return -(-count // step) * step
+
+
+def with_rows(x: Tensor, count: int, fill: int) -> Tensor:
+    """`x` with `count` rows, those behind its own filled."""
+    return x if len(x) == count else torch.cat((x, x.new_full((count - len(x),), fill)))
 
 
 def pack_batch(

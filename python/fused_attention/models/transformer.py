@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from fused_attention.models.packed_batch import PackedBatch, pack_batch
 from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.models.tables.transformer import marian_table, torch_table
+from fused_attention.models.token_loss import IGNORED, token_loss
 from fused_attention.models.transformer_config import TransformerConfig
 from fused_attention.models.weights import Table, from_checkpoint, to_checkpoint
 from fused_attention.nn.attention import WHOLE, Memory
 from fused_attention.nn.block import Block
+from fused_attention.nn.dropout import dropout
 from fused_attention.nn.kv_cache import Cache
 from fused_attention.nn.positions import SinusoidalPositions
 from fused_attention.nn.sequences import Sequences
@@ -137,14 +139,14 @@ class Transformer(PretrainedModel):
         """
         if target_lengths is not None:
             target_lengths = target_lengths - 1
-        sources = packed_rows(source, source_lengths)
-        targets = packed_rows(target[:, :-1], target_lengths)
-        labels = targets.pack(target[:, 1:])
+        sources = packed_rows(source, source_lengths).filled_up()
+        targets = packed_rows(target[:, :-1], target_lengths).filled_up()
+        labels = targets.pack(target[:, 1:], IGNORED).long()
         states = self.encode(self.embed_source(sources), sources.sequences)
         y = self.embed_target(targets.input_ids, targets.positions)
         y = self.decode(y, states, targets.sequences, sources.sequences)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        return F.cross_entropy(self.logits(y).float(), labels.long(), label_smoothing=smoothing)
+        return token_loss(self.logits(y), labels, smoothing)
 
     def embed_source(self, batch: PackedBatch) -> Tensor:
         """Embeddings and positions of packed tokens, [total, dim]."""
@@ -205,7 +207,7 @@ class Transformer(PretrainedModel):
         if self.config.scale_embedding:
             x = x * self.config.dim**0.5
         x = x + self.positions(positions, x.dtype)
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout, self.training)
 
     def _layer_weights(self) -> dict[str, Tensor]:
         return {n: w for n, w in self.weights().items() if n.startswith(("encoder", "decoder"))}

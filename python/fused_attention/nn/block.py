@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_attention.checks import wrong_value
 from fused_attention.masks import Band
 from fused_attention.nn.attention import WHOLE, Attention, Memory
+from fused_attention.nn.dropout import dropout
 from fused_attention.nn.feed_forward import FeedForward
 from fused_attention.nn.kv_cache import Cache
 from fused_attention.nn.rotary import Rotation
@@ -203,5 +203,5 @@ class Block(nn.Module):
 
     def _after(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
         """The stream after a part that gave y."""
-        x = x + F.dropout(y, self.dropout, self.training)
+        x = x + dropout(y, self.dropout, self.training)
         return x if self.norm_first else norm(x)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fused_attention.checks import wrong_value
+from fused_attention.nn.dropout import dropout
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class FeedForward(nn.Module):
             hidden = activate(gate) * hidden
         else:
             hidden = activate(hidden)
-        out: Tensor = self.down(F.dropout(hidden, self.dropout, self.training))
+        out: Tensor = self.down(dropout(hidden, self.dropout, self.training))
         return out
 
     def extra_repr(self) -> str:

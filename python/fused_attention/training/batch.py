@@ -7,8 +7,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-IGNORED = -100  # a label that is not predicted; cross_entropy's own default
-
 
 class Batch(NamedTuple):
     """Arguments of a model's loss, and how many tokens it is the mean of.

@@ -57,6 +57,8 @@ class LengthBuckets:
     def _make(self, epoch: int) -> list[list[int]]:
         random = generator("buckets", self.seed, epoch)
         order = torch.randperm(len(self.lengths), generator=random).tolist()
+        if not self.sort:
+            return self._cut(order)
         batches: list[list[int]] = []
         pool: list[int] = []
         room = 0

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fused_attention.training.batch import IGNORED, Batch
+from fused_attention.models.token_loss import IGNORED
+from fused_attention.training.batch import Batch
 from fused_attention.training.buckets import LengthBuckets
 from fused_attention.training.padding import padded
 from fused_attention.training.seeds import generator

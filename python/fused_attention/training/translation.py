@@ -12,20 +12,30 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class SentencePairs:
-    """Batches of pairs of similar length, padded on the right.
+    """Batches of pairs, padded on the right.
 
     Args:
         pairs: ids of source and target; the target begins with its first special token and both
             end with their last.
-        tokens: of source or target in a batch, at most, padding included.
+        tokens: that the encoder or the decoder is given in a batch, at most, padding included.
         pad_id: what rows are filled up with.
         seed: of the order.
+        packed: the model leaves padding out. Then it does not count, and lengths are mixed; else
+            pairs of similar length come together.
     """
 
-    def __init__(self, pairs: Sequence[Pair], tokens: int, pad_id: int, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        tokens: int,
+        pad_id: int,
+        seed: int,
+        *,
+        packed: bool = False,
+    ) -> None:
         self.pairs, self.pad_id = pairs, pad_id
-        lengths = [max(len(source), len(target)) for source, target in pairs]
-        self.buckets = LengthBuckets(lengths, tokens, seed)
+        lengths = [max(len(source), len(target) - 1) for source, target in pairs]
+        self.buckets = LengthBuckets(lengths, tokens, seed, sort=not packed)
 
     def __getitem__(self, index: int) -> Batch:
         return pair_batch([self.pairs[n] for n in self.buckets[index]], self.pad_id)

@@ -38,7 +38,7 @@ def prepare_transformer(run: Run, folder: Path) -> Prepared:
         max_length=recipe.context,
         **data.special,
     )
-    return _prepared(run, data, lambda: Transformer(config))
+    return _prepared(run, data, lambda: Transformer(config), packed=True)
 
 
 def prepare_seq2seq(run: Run, folder: Path) -> Prepared:
@@ -99,12 +99,13 @@ def _read(run: Run, folder: Path) -> _Data:
     return _Data(held, own, other, fingerprint(text for pair in pairs for text in pair))
 
 
-def _prepared(run: Run, data: _Data, build: Callable[[], EncoderDecoder]) -> Prepared:
+def _prepared(
+    run: Run, data: _Data, build: Callable[[], EncoderDecoder], *, packed: bool = False
+) -> Prepared:
     recipe, held = run.recipe, data.held
     unseen = zip(held.sources, held.references, strict=True)
-    validation = _batches(
-        recipe, data, [(s, t) for s, own in unseen for t in own], seed_of("validation")
-    )
+    held_pairs = [(source, target) for source, own in unseen for target in own]
+    validation = _batches(recipe, data, held_pairs, seed_of("validation"), packed)
     translator = Translator(data.tokenizer, data.target_tokenizer)
 
     def judge(model: object) -> dict[str, float]:
@@ -118,7 +119,7 @@ def _prepared(run: Run, data: _Data, build: Callable[[], EncoderDecoder]) -> Pre
 
     return Prepared(
         built(build, run.settings.seed),
-        _batches(recipe, data, held.training, run.settings.seed),
+        _batches(recipe, data, held.training, run.settings.seed, packed),
         [validation[n] for n in range(validation.buckets.batches_in_epoch())],
         data.tokenizer,
         data.fingerprint,
@@ -128,7 +129,7 @@ def _prepared(run: Run, data: _Data, build: Callable[[], EncoderDecoder]) -> Pre
 
 
 def _batches(
-    recipe: Recipe, data: _Data, pairs: Sequence[tuple[str, str]], seed: int
+    recipe: Recipe, data: _Data, pairs: Sequence[tuple[str, str]], seed: int, packed: bool
 ) -> SentencePairs:
     sources, targets = zip(*pairs, strict=True)
     special = data.special
@@ -142,4 +143,4 @@ def _batches(
         )
         if len(source) <= recipe.context and len(target) + 2 <= recipe.context
     ]
-    return SentencePairs(ids, recipe.batch_tokens, special["pad_token"], seed)
+    return SentencePairs(ids, recipe.batch_tokens, special["pad_token"], seed, packed=packed)
