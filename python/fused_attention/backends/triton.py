@@ -47,13 +47,7 @@ def why_not(problem: Problem) -> list[str]:
 
 def decode_why_not(problem: Problem | DecodeProblem) -> list[str]:
     """The reasons that are the same for a step of decoding, which has no gradients."""
-    reasons = list(unavailable(problem.device_type))
-    if problem.dtype not in DTYPES:
-        reasons.append(
-            f"computes in fp16, bf16 and fp32, got {problem.dtype}".replace("torch.", "")
-        )
-    if problem.device_type == "cpu" and problem.dtype == torch.bfloat16 and not reasons:
-        reasons += _interpreter_errors()
+    reasons = no_kernel_for(problem.device_type, problem.dtype)
     widest = max(problem.head_dim, problem.value_dim)
     if widest > MAX_HEAD_DIM:
         reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
@@ -65,7 +59,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     from fused_attention.triton_kernels.forward import attention_forward
 
     out, lse = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_forward(call, out, lse)
     return out, lse
 
@@ -84,7 +78,7 @@ def backward(
     delta = torch.empty_like(lse)
     grads = [torch.empty_like(x) for x in (call.query, call.key, call.value)]
     grad_bias = torch.empty_like(call.bias) if needs_bias_grad and call.bias is not None else None
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_backward(
             *(call, out, lse, grad_out, grad_lse, delta, *grads, grad_bias),
             deterministic=call.deterministic,
@@ -99,7 +93,7 @@ def jvp(call: Call, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, 
 
     out, lse = call.empty_out(), call.empty_lse()
     out_tangent, lse_tangent = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_jvp(call, tangents, out, lse, out_tangent, lse_tangent)
     return out, lse, out_tangent, lse_tangent
 
@@ -109,9 +103,19 @@ def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     from fused_attention.triton_kernels.decode import attention_decode
 
     out, lse = call.empty_out(), call.empty_lse()
-    with _on_device_of(out):
+    with on_device_of(out):
         attention_decode(call, out, lse)
     return out, lse
+
+
+def no_kernel_for(device_type: str, dtype: torch.dtype) -> list[str]:
+    """Why no kernel of triton_kernels runs on such a device, or with operands of this dtype."""
+    reasons = list(unavailable(device_type))
+    if dtype not in DTYPES:
+        reasons.append(f"computes in fp16, bf16 and fp32, got {dtype}".replace("torch.", ""))
+    if device_type == "cpu" and dtype == torch.bfloat16 and not reasons:
+        reasons += _interpreter_errors()
+    return reasons
 
 
 def unavailable(device_type: str) -> tuple[str, ...]:
@@ -178,7 +182,7 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
