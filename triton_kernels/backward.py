@@ -15,14 +15,12 @@ from torch import Tensor
 from .arguments import call_arguments, call_constants, operand_arguments, row_arguments
 from .backward_bias import bias_gradient
 from .backward_configs import backward_config, use_fused_form
-from .backward_delta import backward_delta_kernel
+from .backward_delta import launch_delta
 from .backward_key import backward_key_kernel
 from .backward_query import backward_query_kernel
 from .launch import Config, arch_of, launch
 from .schedule import heads_side_by_side
 from .tiles import cdiv
-
-_DELTA_ELEMENTS = 8192  # of out that a program of the delta kernel takes at once
 
 
 def attention_backward(
@@ -77,28 +75,15 @@ def attention_backward(
     def config(kind: str) -> Config:
         return backward_config(kind, *dims, query.dtype, arch, window)
 
-    _launch_delta(arguments, constants)
+    # A packed batch counts as one sequence: what is behind the last one belongs to it, too.
+    packed = constants["IS_PACKED"]
+    batch, rows = (1, arguments["total_q"]) if packed else (arguments["batch"], arguments["len_q"])
+    launch_delta(arguments, constants, batch, arguments["heads_q"], rows)
     _launch_key(call, arguments, constants, config("backward_key"), grad_query if fused else None)
     if not fused:
         _launch_query(call, arguments, constants, config("backward_query"))
     if grad_bias is not None:
         bias_gradient(call, grad_bias, arguments, constants, config("backward_bias"))
-
-
-def _launch_delta(arguments: dict[str, Any], constants: dict[str, Any]) -> None:
-    """A packed batch counts as one sequence: what is behind the last one belongs to it, too."""
-    packed = constants["IS_PACKED"]
-    rows = arguments["total_q" if packed else "len_q"]
-    batch = 1 if packed else arguments["batch"]
-    block = max(16, min(128, _DELTA_ELEMENTS // constants["VALUE_BLOCK"]))
-    blocks = cdiv(rows, block)
-    launch(
-        backward_delta_kernel,
-        (blocks * arguments["heads_q"] * batch,),
-        arguments | {"len_q": rows, "blocks": blocks},
-        constants | {"BLOCK_Q": block},
-        Config(block, 0, 4, 1),
-    )
 
 
 def _launch_key(

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
 from .arguments import SIZES
-from .tiles import operand_base, row_pointers
+from .launch import Config, launch
+from .tiles import cdiv, operand_base, padded_dim, row_pointers
+
+_ELEMENTS = 8192  # of out that a program takes at once
+
+
+def launch_delta(
+    arguments: dict[str, Any], constants: dict[str, Any], batch: int, heads: int, rows: int
+) -> None:
+    """Write delta; arguments and constants: the kernel's, but for what follows from the sizes."""
+    value_block = padded_dim(constants["VALUE_DIM"])
+    block = max(1, min(128, _ELEMENTS // value_block))
+    blocks = cdiv(rows, block)
+    launch(
+        backward_delta_kernel,
+        (blocks * heads * batch,),
+        arguments | {"heads_q": heads, "len_q": rows, "blocks": blocks},
+        constants | {"VALUE_BLOCK": value_block, "BLOCK_Q": block},
+        Config(block, 0, 4, 1),
+    )
 
 
 @triton.jit(do_not_specialize=SIZES)

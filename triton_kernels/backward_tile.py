@@ -21,12 +21,18 @@ from .tiles import load_rows, row_pointers
 
 
 @triton.jit
+def load_natural_statistics(lse, delta, exists):
+    """lse, +inf in rows that see nothing or do not exist, and delta; both are pointers to rows."""
+    row_lse = tl.load(lse, mask=exists, other=float("-inf"))
+    row_delta = tl.load(delta, mask=exists, other=0.0)
+    return tl.where(row_lse == float("-inf"), float("inf"), row_lse), row_delta
+
+
+@triton.jit
 def load_statistics(lse, delta, q_row, len_q):
-    """lse as an exponent of 2, +inf in rows that see nothing or do not exist, and delta."""
-    exists = q_row < len_q
-    row_lse = tl.load(lse + q_row, mask=exists, other=float("-inf"))
-    row_delta = tl.load(delta + q_row, mask=exists, other=0.0)
-    return tl.where(row_lse == float("-inf"), float("inf"), row_lse * LOG2_E), row_delta
+    """The same for the rows q_row of a head, lse as an exponent of 2."""
+    row_lse, row_delta = load_natural_statistics(lse + q_row, delta + q_row, q_row < len_q)
+    return row_lse * LOG2_E, row_delta
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,6 +20,22 @@ from .tiles import padded_dim
 _SHARED_KIB = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
 _AMD_SHARED_KIB = {"gfx950": 160}
 SMALL_WINDOW = 256  # keys that a query sees; above, large tiles lose little to their edges
+
+
+class Tiles(NamedTuple):
+    """Tile shapes and compiler options of a kernel that goes through its dims in steps."""
+
+    config: Config
+    dim_block: int  # dims at a time
+    value_block: int  # columns of the values at a time
+
+    def constants(self) -> dict[str, int]:
+        return {
+            "BLOCK_Q": self.config.block_q,
+            "BLOCK_KV": self.config.block_kv,
+            "DIM_BLOCK": self.dim_block,
+            "VALUE_BLOCK": self.value_block,
+        }
 
 
 def shared_bytes(arch: str) -> int:

@@ -45,8 +45,16 @@ def sequence_of(
         k_end = tl.load(cu_seqlens_k + b + 1, mask=in_batch, other=0)
         rows_q = tl.maximum(tl.minimum(q_end, total_q) - q_start, 0)
         rows_k = tl.maximum(tl.minimum(k_end, total_k) - k_start, 0)
-    if HAS_KV_LENGTHS:
-        rows_k = tl.maximum(tl.minimum(tl.load(kv_lengths + b), rows_k), 0)
+    rows_k = key_length(kv_lengths, b, rows_k, HAS_KV_LENGTHS)
     if HAS_BAND_OFFSETS:
         offset = tl.load(band_offsets + b, mask=in_batch, other=0)
     return row, q_start, k_start, rows_q, rows_k, offset
+
+
+@triton.jit
+def key_length(key_lengths, b, len_k, HAS_LENGTHS: tl.constexpr):
+    """Keys that exist in a row of the batch: lengths are clipped to what there is."""
+    if HAS_LENGTHS:
+        return tl.maximum(tl.minimum(tl.load(key_lengths + b), len_k), 0)
+    else:
+        return len_k

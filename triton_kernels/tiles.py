@@ -150,6 +150,25 @@ def store_rows(base, rows, rows_end, row_stride, tile, DIM: tl.constexpr, DIM_BL
 
 
 @triton.jit
+def load_columns(base, rows, exists, row_stride, columns, columns_end):
+    """Some columns of some rows of an operand, 0 in rows that are not to be loaded.
+
+    exists: [rows], which are; columns: [columns], those from columns_end on are 0, too.
+    """
+    pointers = base + rows[:, None].to(tl.int64) * row_stride + columns[None, :]
+    mask = exists[:, None] & (columns < columns_end)[None, :]
+    return tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_columns(base, rows, exists, row_stride, columns, columns_end, tile):
+    """Write a tile where `load_columns` reads one, in the element type of `base`."""
+    pointers = base + rows[:, None].to(tl.int64) * row_stride + columns[None, :]
+    mask = exists[:, None] & (columns < columns_end)[None, :]
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def clear_rows_behind(
     out_base,
     lse_base,

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -147,6 +149,38 @@ def _patch_language_once() -> None:
 @contextmanager
 def only_memory_of(*tensors: Tensor | None) -> Iterator[None]:
     """Meanwhile every access has to lie inside of one of the tensors, gaps of views included."""
+    memory = interpreter._interpreter
+    before, memory.spans = memory.spans, sorted(_spans(tensors))
+    try:
+        yield
+    finally:
+        memory.spans = before
+
+
+@contextmanager
+def only_known_memory(*tensors: Tensor | None) -> Iterator[None]:
+    """The same, where what is allocated meanwhile is known, too. That starts as NaN, or as -1."""
+
+    def known(allocate: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = allocate(*args, **kwargs)
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+            allocated.append(tensor)  # so that its memory is not given to another one
+            memory.spans = sorted([*memory.spans, *_spans([tensor])])
+            return tensor
+
+        return wrapper
+
+    allocated: list[Tensor] = []
+    memory = interpreter._interpreter
+    with only_memory_of(*tensors), pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+            patch.setattr(owner, name, known(getattr(owner, name)))
+        yield
+
+
+def _spans(tensors: Iterable[Tensor | None]) -> list[tuple[int, int]]:
+    """Addresses [begin, end) of each tensor."""
     spans = []
     for tensor in tensors:
         if tensor is not None and tensor.numel():
@@ -154,12 +188,7 @@ def only_memory_of(*tensors: Tensor | None) -> Iterator[None]:
             last = sum((size - 1) * stride for size, stride in sizes)
             begin = tensor.data_ptr()
             spans.append((begin, begin + (last + 1) * tensor.element_size()))
-    memory = interpreter._interpreter
-    before, memory.spans = memory.spans, sorted(spans)
-    try:
-        yield
-    finally:
-        memory.spans = before
+    return spans
 
 
 class _CheckedMemory:

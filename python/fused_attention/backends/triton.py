@@ -47,13 +47,7 @@ def why_not(problem: Problem) -> list[str]:
 
 def decode_why_not(problem: Problem | DecodeProblem) -> list[str]:
     """The reasons that are the same for a step of decoding, which has no gradients."""
-    reasons = list(unavailable(problem.device_type))
-    if problem.dtype not in DTYPES:
-        reasons.append(
-            f"computes in fp16, bf16 and fp32, got {problem.dtype}".replace("torch.", "")
-        )
-    if problem.device_type == "cpu" and problem.dtype == torch.bfloat16 and not reasons:
-        reasons += _interpreter_errors()
+    reasons = no_kernel_for(problem.device_type, problem.dtype)
     widest = max(problem.head_dim, problem.value_dim)
     if widest > MAX_HEAD_DIM:
         reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
@@ -112,6 +106,16 @@ def decode(call: DecodeCall) -> tuple[Tensor, Tensor]:
     with on_device_of(out):
         attention_decode(call, out, lse)
     return out, lse
+
+
+def no_kernel_for(device_type: str, dtype: torch.dtype) -> list[str]:
+    """Why no kernel of triton_kernels runs on such a device, or with operands of this dtype."""
+    reasons = list(unavailable(device_type))
+    if dtype not in DTYPES:
+        reasons.append(f"computes in fp16, bf16 and fp32, got {dtype}".replace("torch.", ""))
+    if device_type == "cpu" and dtype == torch.bfloat16 and not reasons:
+        reasons += _interpreter_errors()
+    return reasons
 
 
 def unavailable(device_type: str) -> tuple[str, ...]:
