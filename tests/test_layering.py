@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "philox": set(),
     "shortcut": set(),
     "selection": set(),
-    "transforms": {"autocast"},
+    "transforms": {"autocast", "shortcut"},
     "mechanism": {"autocast"},
     "formulas": {"masks", "philox"},
     "packed": {"formulas"},
