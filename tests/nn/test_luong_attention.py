@@ -173,6 +173,21 @@ def test_what_lies_beyond_the_lengths_is_not_looked_at(kind: str) -> None:
     assert not found[1][gone].any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_source_gives_zeros(kind: str) -> None:
+    layer, (query, states) = module(kind), inputs(kind)
+    annotations = layer.remember(states, torch.tensor([0, LENGTH, 3]))
+    context = layer.context(query, annotations)
+    assert not context[0].any() and context[1].any()
+    found = torch.autograd.grad(context.sum(), (query, states))
+    assert all(bool(gradient.isfinite().all()) for gradient in found)
+    assert not found[0][0].any() and not found[1][0].any()
+
+
+def test_the_papers_sigma_is_half_the_width() -> None:
+    assert module("local-p dot").sigma == 1.0 and module("local-p to the last").sigma == 0.7
+
+
 def test_places_are_within_each_row_and_in_fp32() -> None:
     layer, (query, states) = module("local-p general"), inputs("local-p general")
     annotations = layer.remember(states, LENGTHS)
