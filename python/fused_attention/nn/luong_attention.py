@@ -104,12 +104,13 @@ class LuongAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
+        if self.score in ("dot", "general"):
+            return Annotations(states, states, lengths)
         # 0 * NaN would be NaN in plain products and in the gradient of key_proj's weight.
         clean = without_padding(states[:, None], lengths)[:, 0]
-        if self.score == "location":
+        if self.key_proj is None:
             return Annotations(clean, clean, lengths)
-        keys = states if self.key_proj is None else self.key_proj(clean)
-        return Annotations(states, keys, lengths)
+        return Annotations(states, self.key_proj(clean), lengths)
 
     def forward(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
         """The attentional vectors [batch, steps, query_dim] of decoder states, all steps at once.
