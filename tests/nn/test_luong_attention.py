@@ -11,7 +11,7 @@ import torch
 from budget import assert_same
 from torch import Tensor
 
-from fused_attention.nn import LuongAttention
+from fused_attention.nn import LuongAttention, luong_attention
 
 BATCH, STEPS, LENGTH, QUERY, KEY = 3, 5, 8, 6, 7
 LENGTHS = torch.tensor([6, LENGTH, 1])
@@ -131,6 +131,17 @@ def test_is_the_papers_formula_with_its_gradients(kind: str) -> None:
 
 def assert_close(layer: LuongAttention, actual: Any, expected: Any) -> None:
     assert_same(actual, expected, str(layer))
+
+
+@pytest.mark.parametrize("kind", ["dot", "general", "local-m dot", "local-m general"])
+def test_states_that_are_too_wide_for_attention(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, (query, states) = module(kind), inputs(kind)
+    expected = layer(query[:, 1:], layer.remember(states, LENGTHS), 1)
+    monkeypatch.setattr(luong_attention, "WIDEST", QUERY - 1)
+    monkeypatch.delattr(luong_attention, "attention")
+    actual = layer(query[:, 1:], layer.remember(states, LENGTHS), 1)
+    assert_close(layer, actual, expected)
+    assert_close(layer, *(gradients(layer, out, (query, states)) for out in (actual, expected)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
