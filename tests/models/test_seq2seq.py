@@ -248,7 +248,8 @@ def test_initial_values(cell: str) -> None:
         torch.testing.assert_close(gate @ gate.T, torch.eye(64))
     attention = two.decoder.attention
     assert isinstance(attention, BahdanauAttention) and not attention.v.any()
-    assert attention.query_proj.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    for projection in (attention.query_proj, attention.key_proj):
+        assert projection.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert two.source.weight.std().item() == pytest.approx(0.01, rel=0.1)
     biases = [p for name, p in two.named_parameters() if "bias" in name]
     assert len(biases) > 2 and not any(bool(bias.any()) for bias in biases)

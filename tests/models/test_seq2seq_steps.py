@@ -164,6 +164,15 @@ class ZeroBridge(torch.nn.Module):
         return RecurrentState(encoded.hidden.new_zeros(1, encoded.hidden.shape[1], 8), None)
 
 
+@pytest.mark.parametrize("kind", ["none", "cho", "local-p fed"])
+def test_an_empty_batch(kind: str) -> None:
+    one, (source, target) = model(kind), pairs()
+    none = SOURCE_LENGTHS[:0]
+    for lengths in ((), (none, none)):
+        assert one(source[:0], target[:0], *lengths).shape == (0, 6, 9)
+        assert translate(one, source[:0], *lengths[:1]) == []
+
+
 def test_what_cannot_be_aligned_or_translated() -> None:
     source, target = pairs()
     with pytest.raises(RuntimeError, match="model: must have an attention, its config says none"):

@@ -11,7 +11,7 @@ import torch
 from budget import assert_same
 from torch import Tensor
 
-from fused_attention.nn import LuongAttention
+from fused_attention.nn import LuongAttention, luong_attention
 
 BATCH, STEPS, LENGTH, QUERY, KEY = 3, 5, 8, 6, 7
 LENGTHS = torch.tensor([6, LENGTH, 1])
@@ -133,6 +133,17 @@ def assert_close(layer: LuongAttention, actual: Any, expected: Any) -> None:
     assert_same(actual, expected, str(layer))
 
 
+@pytest.mark.parametrize("kind", ["dot", "general", "local-m dot", "local-m general"])
+def test_states_that_are_too_wide_for_attention(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, (query, states) = module(kind), inputs(kind)
+    expected = layer(query[:, 1:], layer.remember(states, LENGTHS), 1)
+    monkeypatch.setattr(luong_attention, "WIDEST", QUERY - 1)
+    monkeypatch.delattr(luong_attention, "attention")
+    actual = layer(query[:, 1:], layer.remember(states, LENGTHS), 1)
+    assert_close(layer, actual, expected)
+    assert_close(layer, *(gradients(layer, out, (query, states)) for out in (actual, expected)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_alone_are_steps_together(kind: str) -> None:
     layer, (query, states) = module(kind), inputs(kind)
@@ -171,6 +182,21 @@ def test_what_lies_beyond_the_lengths_is_not_looked_at(kind: str) -> None:
     again = torch.autograd.grad(expected.sum(), (query, states, layer.out_proj.weight))
     assert_same(found, again)
     assert not found[1][gone].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_source_gives_zeros(kind: str) -> None:
+    layer, (query, states) = module(kind), inputs(kind)
+    annotations = layer.remember(states, torch.tensor([0, LENGTH, 3]))
+    context = layer.context(query, annotations)
+    assert not context[0].any() and context[1].any()
+    found = torch.autograd.grad(context.sum(), (query, states))
+    assert all(bool(gradient.isfinite().all()) for gradient in found)
+    assert not found[0][0].any() and not found[1][0].any()
+
+
+def test_the_papers_sigma_is_half_the_width() -> None:
+    assert module("local-p dot").sigma == 1.0 and module("local-p to the last").sigma == 0.7
 
 
 def test_places_are_within_each_row_and_in_fp32() -> None:

@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         if self.reverse:
             order = reversed_order(ids, lengths)
             ids = ids.gather(1, order)
-        if lengths is None:
+        if lengths is None or not len(ids):  # torch packs no empty batch
             states, final = self.rnn(self._embedded(ids, embedding))
         else:
             packed = pack_padded_sequence(ids, lengths.cpu(), True, enforce_sorted=False)

@@ -17,7 +17,9 @@ from fused_attention.nn.annotations import Annotations, check_query, check_state
 
 SCORES = ("dot", "general", "concat", "location")
 WINDOWS = ("global", "local-m", "local-p")
-FULL = Band.full()
+# attention()'s kernels do without wider heads, and its formula is slower than local_attention,
+# which has no limit and with an endless window gives the same.
+WIDEST = 512
 
 
 class LuongAttention(nn.Module):
@@ -104,12 +106,13 @@ class LuongAttention(nn.Module):
             TypeError, ValueError: an argument has a wrong type, shape or value.
         """
         check_states(states, lengths, self.key_dim)
+        if self.score in ("dot", "general"):
+            return Annotations(states, states, lengths)
         # 0 * NaN would be NaN in plain products and in the gradient of key_proj's weight.
         clean = without_padding(states[:, None], lengths)[:, 0]
-        if self.score == "location":
+        if self.key_proj is None:
             return Annotations(clean, clean, lengths)
-        keys = states if self.key_proj is None else self.key_proj(clean)
-        return Annotations(states, keys, lengths)
+        return Annotations(states, self.key_proj(clean), lengths)
 
     def forward(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
         """The attentional vectors [batch, steps, query_dim] of decoder states, all steps at once.
@@ -133,31 +136,14 @@ class LuongAttention(nn.Module):
         states, keys, lengths = annotations
         if self.score == "location":
             return _located(asked, annotations)
-        band = FULL
-        if self.window == "local-m":
-            band = Band.window(int(self.width), int(self.width), first_step)
-        if self.v is not None:
-            v = self.v.weight[0]
-            additive: Tensor = additive_attention(
-                asked, keys, states, v, key_lengths=lengths, band=band
-            )
-            return additive
-        heads = (asked[:, None], keys[:, None], states[:, None])
-        if self.window == "local-p":
-            out = local_attention(
-                *heads,
-                self.places(query, annotations)[:, None],
-                width=self.width,
-                sigma=self.sigma,
-                key_lengths=lengths,
-                scale=1.0,
-            )
-        else:
-            out = attention(*heads, scale=1.0, kv_lengths=lengths, band=band)
-        return out[:, 0]
+        if self.v is None:
+            return self._compared(asked, query, annotations, first_step)
+        v, band = self.v.weight[0], self._band(first_step)
+        context: Tensor = additive_attention(asked, keys, states, v, key_lengths=lengths, band=band)
+        return context
 
     def weights(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
-        """The weights [batch, steps, length] of the contexts; local-p's sum to less than 1."""
+        """The weights [batch, steps, length] of the contexts; local-p's sum to at most 1."""
         return self.context(query, annotations.with_unit_states(), first_step)
 
     def places(self, query: Tensor, annotations: Annotations, first_step: int = 0) -> Tensor:
@@ -178,6 +164,36 @@ class LuongAttention(nn.Module):
         if self.last_place:
             farthest = (farthest - 1).clamp(min=0)
         return torch.sigmoid(logits) * farthest[:, None]
+
+    def _compared(
+        self, asked: Tensor, query: Tensor, annotations: Annotations, first_step: int
+    ) -> Tensor:
+        """Contexts by dot products of the projected queries `asked`."""
+        states, keys, lengths = annotations
+        heads = (asked[:, None], keys[:, None], states[:, None])
+        wide = max(asked.shape[2], states.shape[2]) > WIDEST
+        if self.window != "local-p" and not wide:
+            band = self._band(first_step)
+            return attention(*heads, scale=1.0, kv_lengths=lengths, band=band)[:, 0]
+        if self.window == "global":
+            places, width = torch.zeros(query.shape[:2], device=query.device), math.inf
+        else:
+            places, width = self.places(query, annotations, first_step), self.width
+        out = local_attention(
+            *heads,
+            places[:, None],
+            width=width,
+            sigma=self.sigma if self.window == "local-p" else math.inf,
+            key_lengths=lengths,
+            scale=1.0,
+        )
+        return out[:, 0]
+
+    def _band(self, first_step: int) -> Band:
+        """What the windows that no state moves look like."""
+        if self.window == "global":
+            return Band.full()
+        return Band.window(int(self.width), int(self.width), first_step)
 
     def extra_repr(self) -> str:
         local = "" if self.window == "global" else f", {self.window}, width={self.width:g}"
