@@ -18,8 +18,10 @@ FORMAT = 1
 TOKENIZERS = ("characters", "words", "bpe")
 # Fields of a recipe that mean something to the recurrent models only, and to all others only.
 SEQ2SEQ_ONLY = frozenset(
-    "attention cell width input_feeding reverse_source directions embedding_dim label_smoothing "
-    "target_tokenizer".split()
+    (
+        *("attention", "cell", "width", "input_feeding", "reverse_source", "directions"),
+        *("embedding_dim", "label_smoothing", "target_tokenizer"),
+    )
 )
 NOT_SEQ2SEQ = frozenset({"heads"})
 
@@ -201,6 +203,7 @@ PHONEMES = Run(
         target_tokenizer="words",
         cell="lstm",
         width=2.0,
+        batch_tokens=1200,
         held_out=1000,
     ),
     dataclasses.replace(SEQ2SEQ.settings, steps=1200, evaluate_every=200, checkpoint_every=200),
