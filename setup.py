@@ -42,6 +42,7 @@ PACKAGES = {  # what stands outside python/ is installed inside the package
 }
 CPU_LIBRARY = "fused_attention.lib.libfused_attention_cpu"
 CUDA_LIBRARY = "fused_attention.lib.libfused_attention_cuda"
+MECHANISMS = ("local",)  # kinds of attention with a room of their own in csrc/cpu
 AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch whose ABI the library asks for: 2.11
 NINJA = ROOT / "build" / "ninja"
@@ -66,15 +67,11 @@ def compiler_knows_amx() -> bool:
 
 
 def cpu_sources() -> list[Source]:
-    sources: dict[str, list[str]] = {
-        "binding.cpp": [],
-        "cpu/decode_launch.cpp": [],
-        "cpu/decode_portable.cpp": [],
-        "cpu/launch.cpp": [],
-        "cpu/peak_launch.cpp": [],
-        "cpu/tile_launch.cpp": [],
-        "cpu/isa_portable.cpp": [],
-    }
+    plain = ["binding", *(f"cpu/{name}_launch" for name in ("decode", "peak", "tile"))]
+    plain += ["cpu/launch", "cpu/isa_portable", "cpu/decode_portable"]
+    for room in MECHANISMS:
+        plain += [f"{room}_binding", f"cpu/{room}/launch", f"cpu/{room}/isa_portable"]
+    sources: dict[str, list[str]] = {f"{name}.cpp": [] for name in plain}
     if platform.machine().lower() in ("x86_64", "amd64"):
         avx2 = ["-mavx2", "-mfma", "-mf16c"]
         avx512 = [
@@ -83,9 +80,10 @@ def cpu_sources() -> list[Source]:
             # gcc 12's own AVX-512 headers leave "undefined" vectors uninitialised on purpose.
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
         ]
-        for kernels in ("isa", "decode"):
+        for kernels in ("isa", "decode", *(f"{room}/isa" for room in MECHANISMS)):
             sources[f"cpu/{kernels}_avx2.cpp"] = avx2
             sources[f"cpu/{kernels}_avx512.cpp"] = avx512
+        for kernels in ("isa", "decode"):
             sources[f"cpu/{kernels}_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
         if compiler_knows_amx():
             sources["cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]

@@ -1,30 +1,17 @@
 // The operators of the CPU library.
-#include "binding.h"
-
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <memory>
 #include <string>
 #include <tuple>
 
-#include "fused_attention/launch.h"
+#include "cpu_binding.h"
 
 namespace {
 
 using fused_attention::BackwardParams;
 using namespace fused_attention::binding;
-
-void run_on_torch_threads(void*, int workers, void (*body)(void*, int), void* context) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
-  });
-}
-
-fused_attention::cpu::ThreadPool torch_threads() {
-  return {static_cast<int>(torch::stable::get_num_threads()), run_on_torch_threads, nullptr};
-}
 
 void cpu_forward(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor bias,
                  OptionalTensor alibi_slopes, OptionalTensor sinks, OptionalTensor kv_lengths,
@@ -160,11 +147,6 @@ std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
   "Tensor? kv_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? band_offsets, "      \
   "Tensor? rng_state, float scale, float softcap, int left, int right, int offset, "            \
   "float dropout_p, str isa, "
-
-// Tests register a second build beside the installed one.
-#if !defined(FUSED_ATTENTION_OPERATORS)
-#define FUSED_ATTENTION_OPERATORS fused_attention
-#endif
 
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
   m.def(

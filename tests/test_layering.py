@@ -69,7 +69,11 @@ ARROWS: dict[str, set[str]] = {
         *("_ext", "autocast", "backends", "checks", "formulas", "masks", "mechanism", "operators"),
         *("prepare", "selection", "triton_kernels"),
     },
-    "public": {"additive", "decoding", "dispatch", "functional", "masks", "merge"},
+    "local": {
+        *("_ext", "autocast", "backends", "checks", "formulas", "masks", "mechanism", "operators"),
+        *("prepare", "problem", "selection", "triton_kernels"),
+    },
+    "public": {"additive", "decoding", "dispatch", "functional", "local", "masks", "merge"},
 }
 # Above all that. They call what is public, and nobody below calls them.
 TOP = {

@@ -7,6 +7,7 @@ from fused_attention.additive import additive_attention
 from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
+from fused_attention.local import local_attention
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
 
@@ -24,6 +25,7 @@ __all__ = [
     "backends",
     "convert",
     "explain",
+    "local_attention",
     "merge_attention",
     "sdpa",
 ]

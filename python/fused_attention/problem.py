@@ -83,7 +83,7 @@ class Problem(NamedTuple):
         if packed:
             sizes = _packed_sizes(query, key, value, cu_seqlens_q, cu_seqlens_k)
         else:
-            sizes = _dense_sizes(query, key, value)
+            sizes = dense_sizes(query, key, value)
         batch, heads_q, heads_kv, len_q, len_k, head_dim, value_dim = sizes
         if packed:
             len_q = _longest("max_seqlen_q", max_seqlen_q, len_q)
@@ -153,8 +153,8 @@ class Problem(NamedTuple):
         return fields
 
     def __str__(self) -> str:
-        heads = _one_or_both(self.heads_q, self.heads_kv)
-        dims = _one_or_both(self.head_dim, self.value_dim)
+        heads = one_or_both(self.heads_q, self.heads_kv)
+        dims = one_or_both(self.head_dim, self.value_dim)
         parts = [
             f"{_dtype_name(self.dtype)} on {self.device_type}",
             f"{'packed ' if self.packed else ''}B={self.batch} H={heads} Lq={self.len_q} "
@@ -181,7 +181,10 @@ class Problem(NamedTuple):
         return ", ".join(parts + [name for name, present in flags.items() if present])
 
 
-def _dense_sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
+def dense_sizes(
+    query: Tensor, key: Tensor, value: Tensor
+) -> tuple[int, int, int, int, int, int, int]:
+    """batch, heads_q, heads_kv, len_q, len_k, head_dim, value_dim of a checked dense batch."""
     batch, heads_q, len_q, dim_q = query.shape
     batch_k, heads_k, len_k, dim_k = key.shape
     batch_v, heads_v, len_v, dim_v = value.shape
@@ -216,7 +219,8 @@ def _longest(argument: str, max_seqlen: int | None, total: int) -> int:
     return max_seqlen
 
 
-def _one_or_both(first: int, second: int) -> str:
+def one_or_both(first: int, second: int) -> str:
+    """The query's number and the key's, as one where they are the same."""
     return f"{first}" if first == second else f"{first}/{second}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fused_attention.models.seq2seq import Seq2Seq
 from fused_attention.models.seq2seq_config import ATTENTIONS, Seq2SeqConfig
 from fused_attention.models.weights import read_settings
-from fused_attention.nn import Annotations, BahdanauAttention, LuongAttention
+from fused_attention.nn import Annotations, BahdanauAttention, ChoGRU, LuongAttention
 
 SMALL: dict[str, Any] = {
     "vocab_size": 20,
@@ -26,11 +26,14 @@ STACKED = {"encoder_layers": 2, "decoder_layers": 2}
 FEEDING = {"input_feeding": True}
 KINDS: dict[str, dict[str, Any]] = {
     **{attention: {"attention": attention} for attention in ATTENTIONS},
+    "bahdanau, torch's gru": {"attention": "bahdanau"},
     "sutskever": {
         **STACKED,
         **{"attention": "none", "cell": "lstm", "bidirectional": False, "reverse_source": True},
     },
-    "bahdanau maxout": {"attention": "bahdanau", "encoder_dim": 6, "maxout": 3, "normed": True},
+    "bahdanau normed": {"attention": "bahdanau", "encoder_dim": 6, "maxout": 3, "normed": True},
+    "bahdanau": {"attention": "bahdanau", "cell": "cho-gru", "maxout": 3, "attention_dim": 7},
+    "cho": {"attention": "none", "cell": "cho-gru", **STACKED},
     "bahdanau lstms": {"attention": "bahdanau", "cell": "lstm", **STACKED, "encoder_layers": 1},
     "luong": {
         **{**STACKED, **FEEDING, "attention": "local-p", "cell": "lstm"},
@@ -71,8 +74,13 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 State = list[tuple[Tensor, ...]]  # of each layer: (h,) or (h, c)
 
 
-def cell_step(rnn: nn.RNNBase, suffix: str, x: Tensor, state: tuple[Tensor, ...]) -> Any:
+def cell_step(rnn: nn.Module, suffix: str, x: Tensor, state: tuple[Tensor, ...]) -> Any:
     """One step of one layer on single vectors, by the gates' equations."""
+    if isinstance(rnn, ChoGRU):
+        W, U, b = (getattr(rnn, f"{name}_{suffix}") for name in ("weight_ih", "weight_hh", "bias"))
+        (h,), (wr, wz, wh), (ur, uz, uh) = state, (W @ x + b).chunk(3), U.chunk(3)
+        r, z = torch.sigmoid(wr + ur @ h), torch.sigmoid(wz + uz @ h)
+        return ((1 - z) * h + z * torch.tanh(wh + uh @ (r * h)),)
     names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
     W, b, U, c = (getattr(rnn, f"{name}_{suffix}") for name in names)
     h = state[0]
@@ -210,7 +218,7 @@ def test_dropout_is_for_training_alone() -> None:
     assert_same(one(source, target, *lengths), model("luong").eval()(source, target, *lengths))
 
 
-@pytest.mark.parametrize("kind", ["sutskever", "bahdanau maxout", "luong"])
+@pytest.mark.parametrize("kind", ["sutskever", "bahdanau normed", "luong"])
 def test_checkpoints(kind: str, tmp_path: Path) -> None:
     one = model(kind).float().eval()
     one.save_pretrained(tmp_path)
@@ -230,7 +238,7 @@ def test_a_shared_vocabulary_is_one_parameter() -> None:
     assert shared(*batch()).shape == (3, 6, 20)
 
 
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("cell", ["gru", "cho-gru", "lstm"])
 def test_initial_values(cell: str) -> None:
     one = Seq2Seq(config("none", init="uniform", init_range=0.05, cell=cell))
     flat = torch.cat([p.detach().flatten() for p in one.parameters()])
@@ -242,13 +250,14 @@ def test_initial_values(cell: str) -> None:
     assert isinstance(attention, BahdanauAttention) and not attention.v.any()
     assert attention.query_proj.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert two.source.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert not two.encoder.rnn.bias_ih_l0.any() and not two.head.bias.any()
+    biases = [p for name, p in two.named_parameters() if "bias" in name]
+    assert len(biases) > 2 and not any(bool(bias.any()) for bias in biases)
     # From v = 0 it starts to learn, and the other matrices of the alignment follow.
     two.loss(*batch()).backward()
     assert attention.v.grad is not None and bool(attention.v.grad.any())
 
 
-@pytest.mark.parametrize("kind", ["sutskever", "bahdanau maxout", "luong", "luong-general"])
+@pytest.mark.parametrize("kind", ["sutskever", "bahdanau normed", "luong", "luong-general"])
 def test_bf16_autocast(kind: str) -> None:
     one = model(kind).float()
     exact = one.loss(*batch())

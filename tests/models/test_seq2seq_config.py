@@ -50,7 +50,7 @@ def test_luongs_model() -> None:
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
-    "cell: must be one of lstm, gru, got 'rnn'": {"cell": "rnn"},
+    "cell: must be one of lstm, gru, cho-gru, got 'rnn'": {"cell": "rnn"},
     "attention: must be one of none, bahdanau, .*, local-p, got 'luong'": {"attention": "luong"},
     "init: must be one of torch, uniform, bahdanau, got 'xavier'": {"init": "xavier"},
     "bridge: must be one of copy, tanh, None, got 'mlp'": {"bridge": "mlp"},

@@ -18,6 +18,7 @@ from fused_attention.models.translation import translate
 FEEDABLE = [attention for attention in ATTENTIONS if attention not in ("none", "bahdanau")]
 KINDS: dict[str, dict[str, Any]] = {
     **{attention: {"attention": attention} for attention in ATTENTIONS},
+    "cho": {"attention": "bahdanau", "cell": "cho-gru"},
     **{f"{a} fed": {"attention": a, "input_feeding": True, "cell": "lstm"} for a in FEEDABLE},
 }
 SOURCE_LENGTHS, TARGET_LENGTHS = torch.tensor([4, 7, 1]), torch.tensor([3, 6, 5])

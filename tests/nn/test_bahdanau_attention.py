@@ -112,6 +112,18 @@ def test_bf16_autocast() -> None:
     gradients(layer, actual, (query, states))
 
 
+def test_compiled() -> None:
+    layer, (query, states) = module(normed=True), inputs()
+
+    def run(query: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+        return layer(query, layer.remember(states, lengths))
+
+    fast = torch.compile(run, fullgraph=True, backend="aot_eager")
+    found = [one(query, states, LENGTHS) for one in (fast, run)]
+    assert_same(*found)
+    assert_same(*(gradients(layer, out, (query, states)) for out in found))
+
+
 def test_initial_values_of_the_normed_variant() -> None:
     layer = BahdanauAttention(16, 8, normed=True)
     assert layer.dim == 16 and layer.g is not None and layer.bias is not None

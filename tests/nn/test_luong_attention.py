@@ -200,6 +200,19 @@ def test_bf16_autocast(kind: str) -> None:
     low.float().sum().backward()
 
 
+def test_compiled() -> None:
+    kind = "local-p general"
+    layer, (query, states) = module(kind), inputs(kind)
+
+    def run(query: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+        return layer(query, layer.remember(states, lengths))
+
+    fast = torch.compile(run, fullgraph=True, backend="aot_eager")
+    found = [one(query, states, LENGTHS) for one in (fast, run)]
+    assert_close(layer, *found)
+    assert_close(layer, *(gradients(layer, out, (query, states)) for out in found))
+
+
 def made(**options: Any) -> Callable[[], object]:
     return lambda: LuongAttention(4, 4, **options)
 

@@ -10,7 +10,7 @@ from typing import Any
 from fused_attention.checks import wrong_value
 from fused_attention.models.hf_settings import refuse
 
-CELLS = ("lstm", "gru")
+CELLS = ("lstm", "gru", "cho-gru")
 GLOBAL = ("luong-dot", "luong-general", "luong-concat", "luong-location")
 LOCAL = ("local-m", "local-p")
 ATTENTIONS = ("none", "bahdanau", *GLOBAL, *LOCAL)
@@ -30,7 +30,7 @@ class Seq2SeqConfig:
     """None: source and target share a vocabulary and its embeddings."""
     embedding_dim: int = 256
     cell: str = "gru"
-    """lstm or gru."""
+    """lstm, gru, or cho-gru, which resets the state and not a product, as published; slower."""
     dim: int = 256
     """Features of the decoder's state."""
     encoder_dim: int | None = None
@@ -181,7 +181,7 @@ class Seq2SeqConfig:
             "vocab_size": 30000,
             "target_vocab_size": 30000,
             "embedding_dim": 620,
-            "cell": "gru",
+            "cell": "cho-gru",
             "dim": 1000,
             "encoder_dim": 1000,
             "attention": "bahdanau",

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fused_attention.checks import check_integers, check_tensor, shape_of, wrong_type, wrong_value
 from fused_attention.models.seq2seq_config import Seq2SeqConfig
+from fused_attention.nn.cho_gru import ChoGRU
 
-Recurrent = nn.LSTM | nn.GRU
+Recurrent = nn.LSTM | nn.GRU | ChoGRU
 
 
 class Encoded(NamedTuple):
@@ -39,7 +40,9 @@ class RecurrentState(NamedTuple):
 def recurrent_layers(
     cell: str, inputs: int, dim: int, layers: int, dropout: float, *, bidirectional: bool = False
 ) -> Recurrent:
-    """torch's LSTM or GRU, whose gate resets a product, which cuDNN and oneDNN are made for."""
+    """torch's LSTM or GRU, or the GRU as it was published."""
+    if cell == "cho-gru":
+        return ChoGRU(inputs, dim, layers, dropout=dropout, bidirectional=bidirectional)
     kind = nn.LSTM if cell == "lstm" else nn.GRU
     return kind(
         inputs,

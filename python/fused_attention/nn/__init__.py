@@ -5,6 +5,7 @@ from fused_attention.nn.attention import Attention, Memory
 from fused_attention.nn.attention_maps import attention_layers, attention_maps
 from fused_attention.nn.bahdanau_attention import BahdanauAttention
 from fused_attention.nn.block import Block, BlockConfig, make_norm
+from fused_attention.nn.cho_gru import ChoGRU
 from fused_attention.nn.feed_forward import FeedForward
 from fused_attention.nn.kv_cache import Cache, KVCache
 from fused_attention.nn.luong_attention import LuongAttention
@@ -27,6 +28,7 @@ __all__ = [
     "Block",
     "BlockConfig",
     "Cache",
+    "ChoGRU",
     "DynamicScaling",
     "FeedForward",
     "KVCache",

@@ -11,6 +11,7 @@ from fused_attention.additive import additive_attention
 from fused_attention.checks import wrong_value
 from fused_attention.formulas import without_padding
 from fused_attention.functional import attention
+from fused_attention.local import local_attention
 from fused_attention.masks import Band
 from fused_attention.nn.annotations import Annotations, check_query, check_states
 
@@ -143,8 +144,6 @@ class LuongAttention(nn.Module):
             return additive
         heads = (asked[:, None], keys[:, None], states[:, None])
         if self.window == "local-p":
-            from fused_attention.local import local_attention
-
             out = local_attention(
                 *heads,
                 self.places(query, annotations)[:, None],
