@@ -98,7 +98,7 @@ def lengths(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     of this dictionary, our held-out words among it, so it is better than on unseen words.
     """
     models: dict[str, Any] = {}
-    run = changed(default_run("seq2seq", WORDS), {"held_out": 4000, "steps": 2400})
+    run = changed(default_run("seq2seq", WORDS), {"held_out": 4000})
     for attention in ("none", "bahdanau"):
         runs = []
         for seed in seeds:
