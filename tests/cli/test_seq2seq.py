@@ -13,7 +13,15 @@ from fused_attention.training.aligning import TextAlignment
 
 SMALL = "--dim 16 --embedding-dim 8 --batch-tokens 300 --steps 4 --log-every 1 --held-out 10"
 PAIRS = "".join(f"i see {n} of you.\tje vois {n} de toi.\n" for n in range(80))
-ATTENTIONS = ("none", "bahdanau", "luong-dot", "luong-general", "luong-concat", "local-m", "local-p")
+ATTENTIONS = (
+    "none",
+    "bahdanau",
+    "luong-dot",
+    "luong-general",
+    "luong-concat",
+    "local-m",
+    "local-p",
+)
 
 
 @pytest.fixture(scope="module")

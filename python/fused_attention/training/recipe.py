@@ -206,7 +206,13 @@ PHONEMES = Run(
         batch_tokens=1200,
         held_out=1000,
     ),
-    dataclasses.replace(SEQ2SEQ.settings, steps=1200, evaluate_every=200, checkpoint_every=200),
+    dataclasses.replace(
+        SEQ2SEQ.settings,
+        steps=1200,
+        learning_rate=3e-3,
+        evaluate_every=200,
+        checkpoint_every=200,
+    ),
 )
 # Short English sentences into French.
 SENTENCES = Run(
