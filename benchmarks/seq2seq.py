@@ -46,10 +46,10 @@ def report_of(name: str) -> Report:
     return {"schema": SCHEMA, "machine": machine_info(), "load": monitor.report(), **found}
 
 
-def exact(runs: Sequence[Report], length: int | None = None) -> float:
-    """The mean exact match of some seeds' runs; of the words of one row of lengths."""
-    shares = [run if length is None else run["by_length"][length] for run in runs]
-    return float(mean(share["exact_match"] for share in shares))
+def average(runs: Sequence[Report], figure: str, length: int | None = None) -> float:
+    """The mean of a figure over some seeds' runs; of the words of one row of lengths."""
+    rows = [run if length is None else run["by_length"][length] for run in runs]
+    return float(mean(row[figure] for row in rows))
 
 
 def misses(name: str, report: Report) -> list[str]:
@@ -61,11 +61,16 @@ def misses(name: str, report: Report) -> list[str]:
         rule = f"training must take {TRAINING_SECONDS:.0f} seconds, got {seconds:.0f}"
         judged.append((seconds <= TRAINING_SECONDS, rule))
     elif name == "lengths":
-        without, with_attention = (exact(report["models"][n], -1) for n in ("none", "bahdanau"))
-        rule = f"long words must gain by attention, got {with_attention:.3f} and {without:.3f}"
+        without, with_attention = (
+            average(report["models"][kind], "bleu", -1) for kind in ("none", "bahdanau")
+        )
+        rule = f"long words' BLEU must gain by attention, got {with_attention:.1f}, {without:.1f}"
         judged.append((with_attention > without, rule))
     else:
-        local, everywhere = (exact(report["attentions"][n]) for n in ("local-p", "luong-general"))
+        local, everywhere = (
+            average(report["attentions"][kind], "exact_match")
+            for kind in ("local-p", "luong-general")
+        )
         rule = f"local-p must come within {WITHIN} of {everywhere:.3f}, got {local:.3f}"
         judged.append((local >= everywhere - WITHIN, rule))
         for run in report["attentions"]["local-p"]:
@@ -85,10 +90,11 @@ def as_table(name: str, report: Report) -> str:
         lines = next(iter(report["models"].values()))[0]["by_length"]
         spans = ["-".join(map(str, line["letters"])) for line in lines]
         rows = [
-            (kind, *(f"{exact(runs, n):.3f}" for n in range(len(lines))))
+            (f"{kind}, {figure}", *(f"{average(runs, key, n):{form}}" for n in range(len(lines))))
+            for key, figure, form in (("bleu", "BLEU", ".1f"), ("exact_match", "exact", ".3f"))
             for kind, runs in report["models"].items()
         ]
-        return table([("exact match, letters", *spans), *rows])
+        return table([("letters", *spans), *rows])
     rows = [("attention", "seed", "validation loss", "exact match", "rank correlation", "rising")]
     for kind, runs in report["attentions"].items():
         for run in runs:

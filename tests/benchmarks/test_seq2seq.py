@@ -45,7 +45,7 @@ def test_reports_are_judged_and_drawn(dictionary, tmp_path, capsys):
     told = capsys.readouterr()
     assert "exact match must be 1, got 0.000" in told.err
     assert "local-p, seed 2: 3 steps, validation loss" in told.err
-    assert re.search(r"^g2p-en +0\.000", told.out, re.MULTILINE)
+    assert re.search(r"^g2p-en, exact +0\.000", told.out, re.MULTILINE)
     places = json.loads((results / "seq2seq_places.json").read_text())
     assert [run["seed"] for run in places["attentions"]["local-p"]] == [0, 1, 2]
     assert places["attentions"]["local-p"][0]["alignment"]["places"]
@@ -85,8 +85,8 @@ GOOD = {
     "dates": {"exact_match": 1.0, "seconds": 20.0},
     "lengths": {
         "models": {
-            "none": [{"by_length": [{"exact_match": 0.6}, {"exact_match": 0.1}]}],
-            "bahdanau": [{"by_length": [{"exact_match": 0.5}, {"exact_match": 0.3}]}],
+            "none": [{"by_length": [{"bleu": 60.0}, {"bleu": 10.0}]}],
+            "bahdanau": [{"by_length": [{"bleu": 50.0}, {"bleu": 30.0}]}],
         }
     },
     "places": {"attentions": {"local-p": LOCAL, "luong-general": [{"exact_match": 0.52}] * 3}},
@@ -97,7 +97,7 @@ def test_bars():
     assert [seq2seq.misses(name, report) for name, report in GOOD.items()] == [[], [], []]
     bad = copy.deepcopy(GOOD)
     bad["dates"] |= {"exact_match": 0.998, "seconds": 31.0}
-    bad["lengths"]["models"]["none"][0]["by_length"][1]["exact_match"] = 0.3
+    bad["lengths"]["models"]["none"][0]["by_length"][1]["bleu"] = 30.0
     bad["places"]["attentions"]["local-p"][1]["rank_correlation"] = 0.9
     bad["places"]["attentions"]["luong-general"] = [{"exact_match": 0.54}] * 3
     found = [rule for name, report in bad.items() for rule in seq2seq.misses(name, report)]
