@@ -47,9 +47,9 @@ def alignment_figure(alignment: TextAlignment) -> Figure:
 
 def draw_alignment(axes: Axes, alignment: TextAlignment) -> None:
     """The weights of an alignment, with dots at the places and frames around the windows."""
-    names = [_readable(texts) for texts in (alignment.target, alignment.source)]
-    draw_weights(axes, alignment.weights, *names)
-    if max(map(len, names[1]), default=0) > 1:
+    rows, columns = _readable(alignment.target), _readable(alignment.source)
+    draw_weights(axes, alignment.weights, rows, columns)
+    if max(map(len, columns[:-1]), default=0) > 1:
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("source", color=INK)
     axes.set_ylabel("translation", color=INK)

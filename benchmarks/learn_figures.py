@@ -23,7 +23,7 @@ LONGEST_TRAINED = 12  # digits, on the pages 1 and 2
 
 def lengths_figure(without: Mapping[int, float], with_attention: Mapping[int, float]) -> Figure:
     """Accuracy against the length, of the two encoder-decoders."""
-    figure, axes = _one_panel((6.2, 3.2))
+    figure, axes = one_panel((6.2, 3.2))
     last = max(without)
     axes.axvspan(LONGEST_TRAINED + 0.5, last + 0.5, color=PALE, zorder=0)
     _note(axes, (LONGEST_TRAINED + 0.7, 0.87), "longer than\nin training")
@@ -32,7 +32,7 @@ def lengths_figure(without: Mapping[int, float], with_attention: Mapping[int, fl
         (without, ORANGE, "one vector"),
     ):
         axes.plot(list(values), list(values.values()), color=color, marker="o", markersize=4)
-        _name_line(axes, (last, values[last]), label, color)
+        name_line(axes, (last, values[last]), label, color)
     axes.set_xlim(0.5, last + 0.5)
     axes.set_ylim(-0.04, 1.04)
     axes.xaxis.set_major_locator(FixedLocator([1, 4, 8, 12, 16]))
@@ -91,7 +91,7 @@ def scale_figure(
         ):
             sizes, heights = list(values), [pair[which] for pair in values.values()]
             axes.plot(sizes, heights, color=color, marker="o", markersize=4)
-            _name_line(axes, (sizes[-1], heights[-1]), label, color)
+            name_line(axes, (sizes[-1], heights[-1]), label, color)
         axes.xaxis.set_major_locator(FixedLocator(list(scaled)))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
         axes.xaxis.set_minor_locator(FixedLocator([]))
@@ -126,13 +126,13 @@ def positions_figure(variants: Mapping[str, Tensor]) -> Figure:
 
 def residual_figure(plain: Sequence[float], residual: Sequence[float]) -> Figure:
     """How much the tokens still differ, layer by layer."""
-    figure, axes = _one_panel((6.2, 3.0))
+    figure, axes = one_panel((6.2, 3.0))
     for values, color, label in (
         (residual, BLUE, "with residual"),
         (plain, ORANGE, "without"),
     ):
         axes.plot(range(len(values)), values, color=color, marker="o", markersize=3.5)
-        _name_line(axes, (len(values) - 1, values[-1]), label, color)
+        name_line(axes, (len(values) - 1, values[-1]), label, color)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xlim(-0.5, len(plain) - 0.5)
     axes.set_xlabel("layers", color=INK)
@@ -166,7 +166,7 @@ def local_figure(local_p: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Fi
     return figure
 
 
-def _one_panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def one_panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     _plain(axes)
@@ -181,7 +181,7 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(colors=INK, labelsize=9)
 
 
-def _name_line(axes: Axes, end: tuple[float, float], label: str, color: str) -> None:
+def name_line(axes: Axes, end: tuple[float, float], label: str, color: str) -> None:
     """Write a line's name behind its last point."""
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9.5}
     axes.annotate(label, end, (8, 0), color=color, annotation_clip=False, **style)

@@ -14,7 +14,11 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from fused_attention.benchmarks import learn_figures, learn_pictures  # noqa: E402
+from fused_attention.benchmarks import (  # noqa: E402
+    learn_figures,
+    learn_pictures,
+    seq2seq_pictures,
+)
 from fused_attention.benchmarks.learn_pictures import PICTURES, Picture  # noqa: E402
 from fused_attention.benchmarks.pages import code_blocks  # noqa: E402
 from fused_attention.benchmarks.style import BLUE  # noqa: E402
@@ -30,10 +34,11 @@ def test_pictures_are_those_of_the_pages() -> None:
         for name in re.findall(r"\]\(pictures/([^)]+)\)", page.read_text())
     ]
     stored = [path.name for path in (LEARN / "pictures").iterdir()]
-    assert sorted(linked) == sorted(PICTURES) == sorted(stored)
+    drawn = [*PICTURES, *seq2seq_pictures.PICTURES]
+    assert sorted(linked) == sorted(drawn) == sorted(stored)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", [*PICTURES, *seq2seq_pictures.PICTURES])
 def test_picture_is_small(name: str) -> None:
     content = (LEARN / "pictures" / name).read_bytes()
     assert content.startswith(b"\x89PNG")

@@ -60,7 +60,7 @@ def test_train_refuses(runs, command, monkeypatch, tmp_path):
         ("gpt", "--out", runs / "gpt", "--data", file): "holds a run already; --resume",
         ("gpt", "--out", tmp_path / "x", "--data", "no.txt"): "'no.txt', which does not exist",
         ("transformer", "--out", tmp_path / "x", "--data", file): "must have a tab in each line",
-        ("--out", tmp_path / "x"): "choose a family, one of gpt, bert, transformer",
+        ("--out", tmp_path / "x"): "choose a family, one of gpt, bert, transformer, seq2seq",
         ("gpt",): "one of the arguments --out --resume is required",
         ("--resume", tmp_path): "holds no run.json",
         ("--resume", torn): "checkpoint: cannot read",

@@ -56,9 +56,7 @@ def load(name: str, *kinds: type[PretrainedModel]) -> Loaded:
         raise UsageError(f"argument MODEL: {error}") from None
 
 
-def load_translator(
-    name: str, *kinds: type[PretrainedModel]
-) -> tuple[EncoderDecoder, Translator]:
+def load_translator(name: str, *kinds: type[PretrainedModel]) -> tuple[EncoderDecoder, Translator]:
     """An encoder-decoder of one of these kinds, with its tokenizers.
 
     Raises:

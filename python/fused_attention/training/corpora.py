@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from fused_attention.training.dates import date_pairs
 from fused_attention.training.datasets import DATASETS, folder_of
+from fused_attention.training.dates import date_pairs
 from fused_attention.training.seeds import generator
 
 TEXTS, PAIRS, WORDS, DATES = "shakespeare", "tatoeba", "cmudict", "dates"

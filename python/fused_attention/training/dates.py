@@ -24,39 +24,35 @@ class Language(NamedTuple):
     and {day} are names, {mon} is the beginning of the month's name.
     """
 
-    months: list[str]
-    days: list[str]  # from Monday on
+    months: str  # names, parted by spaces
+    days: str  # from Monday on
     forms: tuple[str, ...]
     first: str = "1"  # how {d} writes the first day of a month
 
 
 LANGUAGES = (
     Language(  # English
-        "january february march april may june july august september october november "
-        "december".split(),
-        "monday tuesday wednesday thursday friday saturday sunday".split(),
+        "january february march april may june july august september october november december",
+        "monday tuesday wednesday thursday friday saturday sunday",
         (
             *("{d} {month} {y}", "{month} {d}, {y}", "{day} {d} {month} {y}", "{month} {d} {y}"),
             *("{day}, {month} {d}, {y}", "{d} {mon} {y}", "{mon} {d} {y}", "{dd}-{mon}-{y}"),
         ),
     ),
     Language(  # French
-        "janvier février mars avril mai juin juillet août septembre octobre novembre "
-        "décembre".split(),
-        "lundi mardi mercredi jeudi vendredi samedi dimanche".split(),
+        "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+        "lundi mardi mercredi jeudi vendredi samedi dimanche",
         ("{d} {month} {y}", "{day} {d} {month} {y}", "le {d} {month} {y}", "{dd}/{mm}/{y}"),
         first="1er",
     ),
     Language(  # German
-        "januar februar märz april mai juni juli august september oktober november "
-        "dezember".split(),
-        "montag dienstag mittwoch donnerstag freitag samstag sonntag".split(),
+        "januar februar märz april mai juni juli august september oktober november dezember",
+        "montag dienstag mittwoch donnerstag freitag samstag sonntag",
         ("{d}. {month} {y}", "{day}, {d}. {month} {y}", "{d}.{m}.{y}", "{dd}.{mm}.{y}"),
     ),
     Language(  # Spanish
-        "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre "
-        "diciembre".split(),
-        "lunes martes miércoles jueves viernes sábado domingo".split(),
+        "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+        "lunes martes miércoles jueves viernes sábado domingo",
         ("{d} de {month} de {y}", "{day}, {d} de {month} de {y}", "{d}/{m}/{y}"),
     ),
 )
@@ -65,7 +61,7 @@ STYLES = tuple((language, form) for language in LANGUAGES for form in language.f
 
 def written(date: datetime.date, language: Language, form: str) -> str:
     """A date in one of a language's forms."""
-    month = language.months[date.month - 1]
+    month = language.months.split()[date.month - 1]
     return form.format(
         d=language.first if date.day == 1 and "{month}" in form else date.day,
         dd=f"{date.day:02}",
@@ -74,7 +70,7 @@ def written(date: datetime.date, language: Language, form: str) -> str:
         y=date.year,
         month=month,
         mon=month[:3],
-        day=language.days[date.weekday()],
+        day=language.days.split()[date.weekday()],
     )
 
 

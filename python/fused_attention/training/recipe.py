@@ -18,8 +18,10 @@ FORMAT = 1
 TOKENIZERS = ("characters", "words", "bpe")
 # Fields of a recipe that mean something to the recurrent models only, and to all others only.
 SEQ2SEQ_ONLY = frozenset(
-    "attention cell width input_feeding reverse_source directions embedding_dim label_smoothing "
-    "target_tokenizer".split()
+    (
+        *("attention", "cell", "width", "input_feeding", "reverse_source", "directions"),
+        *("embedding_dim", "label_smoothing", "target_tokenizer"),
+    )
 )
 NOT_SEQ2SEQ = frozenset({"heads"})
 
@@ -183,12 +185,12 @@ SEQ2SEQ = Run(
         held_out=500,
     ),
     Settings(
-        steps=300,
+        steps=400,
         learning_rate=4e-3,
         warmup=20,
         final_ratio=0.01,
         weight_decay=0.0,
-        evaluate_every=50,
+        evaluate_every=100,
         checkpoint_every=100,
         log_every=50,
     ),
@@ -201,9 +203,16 @@ PHONEMES = Run(
         target_tokenizer="words",
         cell="lstm",
         width=2.0,
+        batch_tokens=1200,
         held_out=1000,
     ),
-    dataclasses.replace(SEQ2SEQ.settings, steps=1200, evaluate_every=200, checkpoint_every=200),
+    dataclasses.replace(
+        SEQ2SEQ.settings,
+        steps=1200,
+        learning_rate=3e-3,
+        evaluate_every=200,
+        checkpoint_every=200,
+    ),
 )
 # Short English sentences into French.
 SENTENCES = Run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fused_attention.models.seq2seq import Seq2Seq
 from fused_attention.models.seq2seq_config import Seq2SeqConfig
@@ -73,18 +73,28 @@ class _Data(NamedTuple):
     fingerprint: str
 
     @property
-    def special(self) -> dict[str, int]:
-        """The special tokens under their names in the models' configurations."""
+    def special(self) -> dict[str, Any]:
+        """The special tokens' ids under their names in the models' configurations."""
         target = self.target_tokenizer or self.tokenizer
         names = {"pad": tokenization.PAD, "start": tokenization.BEGIN, "end": tokenization.END}
         return {f"{name}_token": target.token_to_id(symbol) for name, symbol in names.items()}
 
 
-def _read(run: Run, folder: Path) -> _Data:
-    recipe = run.recipe
+def pairs_of(recipe: Recipe) -> list[tuple[str, str]]:
+    """The pairs of a recipe's data, as its models see them.
+
+    Raises:
+        MissingDataError, DataError: they are not there.
+    """
     pairs = read_pairs(recipe.data)
     if recipe.words:
         pairs = short_pairs(pairs, recipe.words, recipe.words + MORE_WORDS)
+    return pairs
+
+
+def _read(run: Run, folder: Path) -> _Data:
+    recipe = run.recipe
+    pairs = pairs_of(recipe)
     held = hold_out(pairs, recipe.held_out, run.settings.seed)
     sources, targets = map(list, zip(*held.training, strict=True))
 
