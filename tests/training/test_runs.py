@@ -65,6 +65,15 @@ def test_a_run_is_gone_on_with_and_exported(tmp_path, text, family, tokenizer):
     assert prepared.tokenizer.decode(ids) == "Line 3"
 
 
+def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, text, monkeypatch):
+    for known, wanted in (({}, "fp32"), ({"avx512_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda k=known: k, raising=False)
+        folder = tmp_path / wanted
+        runs.begin(small("gpt", text, precision="auto"), folder, Processes())
+        assert recipe.Run.load(folder)[0].settings.precision == wanted
+    assert runs.go_on(tmp_path / "fp32", Processes())[0].settings.precision == "fp32"
+
+
 def test_validation_text_is_not_trained_on(tmp_path, text):
     plan = small("gpt", text, tokenizer="characters")
     _, prepared = runs.begin(plan, tmp_path / "run", Processes())

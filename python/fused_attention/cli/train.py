@@ -33,6 +33,7 @@ _HELP = {
     "batch_tokens": "tokens per batch and process",
     "words": "take sentences of at most so many words; 0 takes all",
     "held_out": "sentences, or percent of a text, that are not trained on",
+    "precision": "of products; auto: bf16 where the device multiplies it, else fp32",
     "accumulate": "batches per step and process",
     "checkpoint_every": "steps; 0 is at the end only",
     "evaluate_every": "steps; 0 is at the end only",

@@ -35,7 +35,7 @@ class Recipe:
         heads, dim: attention heads and width.
         context: tokens that the model sees at most.
         dropout: in training.
-        batch_tokens: per batch and process, padding included.
+        batch_tokens: per batch and process.
         words: the transformer's data are sentences of at most so many words (translations: two
             more), in lower case; 0 takes all, as they are.
         held_out: sentences (of gpt: percent of the text) that the model never trains on.
@@ -120,7 +120,7 @@ TRANSFORMER = Run(
         layers=3,
         dim=160,
         context=64,
-        batch_tokens=1400,
+        batch_tokens=1280,  # the decoder's tokens then fill one shape, see PackedBatch.filled_up
         words=7,
         held_out=500,
     ),
@@ -131,6 +131,7 @@ TRANSFORMER = Run(
         warmup=300,
         beta2=0.98,
         weight_decay=0.0,
+        precision="auto",
         evaluate_every=600,
         checkpoint_every=600,
         log_every=50,
