@@ -65,6 +65,21 @@ def test_a_run_is_gone_on_with_and_exported(tmp_path, text, family, tokenizer):
     assert prepared.tokenizer.decode(ids) == "Line 3"
 
 
+def test_a_run_with_next_sentences_is_gone_on_with_and_judged(tmp_path, text):
+    plan = small("bert", text, next_sentence=True)
+    whole, _ = runs.begin(plan, tmp_path / "whole", Processes())
+    losses = [entry["loss"] for entry in whole.run().entries]
+    first, _ = runs.begin(plan, tmp_path / "run", Processes())
+    for _ in range(2):
+        first.train_step()
+    first.save()
+    second, prepared = runs.go_on(tmp_path / "run", Processes())
+    assert [entry["loss"] for entry in second.run().entries] == losses[2:]
+    model = BERT.from_pretrained(tmp_path / "run")
+    assert model.config.pooler and model.config.nsp_head
+    assert 0.0 <= prepared.judge(model)["next_sentence_accuracy"] <= 1.0
+
+
 def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, text, monkeypatch):
     for known, wanted in (({}, "fp32"), ({"avx512_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda k=known: k, raising=False)

@@ -23,6 +23,7 @@ from fused_attention.training.settings import PRECISIONS, Settings
 _SWITCHES = {
     "checkpoint_layers": "recompute layers in the backward pass instead of keeping activations",
     "compile": "compile the model with torch.compile",
+    "next_sentence": "bert: also learn whether one text follows another",
 }
 _CHOICES = {"tokenizer": TOKENIZERS, "schedule": tuple(SCHEDULES), "precision": PRECISIONS}
 _HELP = {
@@ -186,6 +187,9 @@ def show(output: Output, report: dict[str, Any]) -> None:
     output.table(["step", "loss", "validation loss"], rows, left=0)
     if "bleu" in report:
         output.line(f"BLEU {report['bleu']:.1f} on sentences that it has never seen")
+    if "next_sentence_accuracy" in report:
+        right = 100 * report["next_sentence_accuracy"]
+        output.line(f"right about what follows what in {right:.1f} % of pairs it has never seen")
     cpu, seconds = report["cpu_seconds"], report["seconds"]
     output.line(
         f"{seconds:.0f} seconds ({cpu:.0f} of CPU time); the model is in {report['folder']}"

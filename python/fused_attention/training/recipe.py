@@ -38,6 +38,9 @@ class Recipe:
         batch_tokens: per batch and process.
         words: the transformer's data are sentences of at most so many words (translations: two
             more), in lower case; 0 takes all, as they are.
+        next_sentence: BERT learns beside the masked tokens whether one text follows another, as in
+            its paper. Off by default: later work found no use for it in the model's other tasks
+            (Liu et al. 2019, section 4.2), and whole passages give masked tokens more context.
         held_out: sentences (of gpt: percent of the text) that the model never trains on.
 
     Raises:
@@ -55,6 +58,7 @@ class Recipe:
     dropout: float = 0.1
     batch_tokens: int = 2048
     words: int = 0
+    next_sentence: bool = False
     held_out: int = 10
 
     def __post_init__(self) -> None:
