@@ -46,6 +46,13 @@ def test_train_reports_and_resumes(runs, command, family):
     assert f"the model is in {runs / family}" in outcome.out or "model in" in outcome.out
 
 
+def test_train_bert_on_pairs_of_texts(runs, command, tmp_path):
+    place = ["--out", tmp_path / "bert", "--data", runs / "play.txt"]
+    outcome = command("train", "bert", *place, *small("--next-sentence", "--held-out", "30"))
+    assert outcome.code == 0, outcome.err
+    assert "right about what follows what in " in outcome.out
+
+
 def test_train_refuses(runs, command, monkeypatch, tmp_path):
     monkeypatch.setenv(datasets.VARIABLE, str(tmp_path / "none"))
     torn = tmp_path / "torn"

@@ -12,6 +12,7 @@ from training.small_model import LENGTH, Joined, SmallModel, Uneven, tokens, win
 from fused_attention.training import Batch, Settings, Trainer
 from fused_attention.training.checkpoint import CheckpointError, checkpoints
 from fused_attention.training.history import read_log
+from fused_attention.training.precision import settled
 from fused_attention.training.windows import even_windows
 
 SETTINGS = Settings(
@@ -143,6 +144,20 @@ def test_low_precision_computes_in_it_and_keeps_fp32_weights():
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    "flag, wanted", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("", "fp32")]
+)
+def test_automatic_precision_is_that_of_the_machine(monkeypatch, flag, wanted):
+    known = {"avx512_bf16": False, "avx2": True, flag: True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    trainer = Trainer(SmallModel(), windows(), dataclasses.replace(PLAIN, precision="auto"))
+    assert trainer.settings.precision == wanted
+    plain = Trainer(SmallModel(), windows(), dataclasses.replace(PLAIN, precision=wanted))
+    assert all(map(torch.equal, gradients_of_step(trainer), gradients_of_step(plain)))
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # torch 2.11
+    assert settled(dataclasses.replace(PLAIN, precision="auto"), torch.device("cpu")) == PLAIN
+
+
 @pytest.mark.slow
 def test_compiled_model_trains_alike():
     settings = dataclasses.replace(SETTINGS, steps=3)
@@ -203,7 +218,7 @@ def test_the_same_index_is_the_same_batch():
         ({"beta2": 1.0}, r"beta2: must be in \[0, 1\), got 1.0"),
         ({"final_ratio": 2.0}, r"final_ratio: must be in \[0, 1\], got 2.0"),
         ({"schedule": "step"}, "schedule: must be one of constant, cosine, inverse_sqrt, got"),
-        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16, got 'fp8'"),
+        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16, auto, got 'fp8'"),
         ({"clip_norm": -1.0}, "clip_norm: must be at least 0, got -1.0"),
     ],
 )

@@ -108,6 +108,30 @@ def test_recurrent_runs_by_their_data(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_with_next_sentences_is_gone_on_with_and_judged(tmp_path, text):
+    plan = small("bert", text, next_sentence=True)
+    whole, _ = runs.begin(plan, tmp_path / "whole", Processes())
+    losses = [entry["loss"] for entry in whole.run().entries]
+    first, _ = runs.begin(plan, tmp_path / "run", Processes())
+    for _ in range(2):
+        first.train_step()
+    first.save()
+    second, prepared = runs.go_on(tmp_path / "run", Processes())
+    assert [entry["loss"] for entry in second.run().entries] == losses[2:]
+    model = BERT.from_pretrained(tmp_path / "run")
+    assert model.config.pooler and model.config.nsp_head
+    assert 0.0 <= prepared.judge(model)["next_sentence_accuracy"] <= 1.0
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(tmp_path, text, monkeypatch):
+    for known, wanted in (({}, "fp32"), ({"avx512_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda k=known: k, raising=False)
+        folder = tmp_path / wanted
+        runs.begin(small("gpt", text, precision="auto"), folder, Processes())
+        assert recipe.Run.load(folder)[0].settings.precision == wanted
+    assert runs.go_on(tmp_path / "fp32", Processes())[0].settings.precision == "fp32"
+
+
 def test_validation_text_is_not_trained_on(tmp_path, text):
     plan = small("gpt", text, tokenizer="characters")
     _, prepared = runs.begin(plan, tmp_path / "run", Processes())

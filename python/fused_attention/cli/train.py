@@ -35,6 +35,7 @@ _SWITCHES = {
     "compile": "compile the model with torch.compile",
     "input_feeding": "seq2seq: a step also gets the attentional vector of the step before",
     "reverse_source": "seq2seq: the encoder reads the source backwards",
+    "next_sentence": "bert: also learn whether one text follows another",
 }
 _CHOICES = {
     "tokenizer": TOKENIZERS,
@@ -62,6 +63,7 @@ _HELP = {
     "batch_tokens": "tokens per batch and process",
     "words": "take sentences of at most so many words; 0 takes all",
     "held_out": "sentences, or percent of a text, that are not trained on",
+    "precision": "of products; auto: bf16 where the device multiplies it, else fp32",
     "accumulate": "batches per step and process",
     "checkpoint_every": "steps; 0 is at the end only",
     "evaluate_every": "steps; 0 is at the end only",
@@ -230,6 +232,9 @@ def show(output: Output, report: dict[str, Any]) -> None:
     if "bleu" in report:
         right = f"BLEU {report['bleu']:.1f}, exact match {100 * report['exact_match']:.1f} %"
         output.line(f"{right} on {report['held_out']} sources that it has never seen")
+    if "next_sentence_accuracy" in report:
+        right = 100 * report["next_sentence_accuracy"]
+        output.line(f"right about what follows what in {right:.1f} % of pairs it has never seen")
     cpu, seconds = report["cpu_seconds"], report["seconds"]
     output.line(
         f"{seconds:.0f} seconds ({cpu:.0f} of CPU time); the model is in {report['folder']}"

@@ -9,9 +9,11 @@ from fused_attention.models.bert import BERT
 from fused_attention.models.bert_config import BERTConfig
 from fused_attention.models.gpt import GPT
 from fused_attention.models.gpt_config import GPTConfig
+from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.training import tokenization
 from fused_attention.training.corpora import DataError, paragraphs, read_text
 from fused_attention.training.masked import MaskedSentences
+from fused_attention.training.next_sentence import NextSentences, next_sentence_accuracy
 from fused_attention.training.prepared import Prepared, built, fingerprint, tokenizer_for
 from fused_attention.training.recipe import Run
 from fused_attention.training.seeds import seed_of
@@ -72,30 +74,41 @@ def prepare_bert(run: Run, folder: Path) -> Prepared:
         dropout=recipe.dropout,
         embedding_dropout=recipe.dropout,
         attention_dropout=recipe.dropout,
-        pooler=False,
-        nsp_head=False,
+        pooler=recipe.next_sentence,
+        nsp_head=recipe.next_sentence,
     )
     special = {symbol: tokenizer.token_to_id(symbol) for symbol in tokenization.SPECIAL}
 
-    def batches(part: str, seed: int) -> MaskedSentences:
-        return MaskedSentences(
-            _passages(tokenizer, part, recipe.context),
-            recipe.batch_tokens,
-            pad_id=special[tokenization.PAD],
-            mask_id=special[tokenization.MASK],
-            first_id=len(special),
-            vocab_size=config.vocab_size,
-            seed=seed,
-        )
+    def batches(part: str, seed: int) -> MaskedSentences | NextSentences:
+        options: dict[str, int] = {
+            "pad_id": special[tokenization.PAD],
+            "mask_id": special[tokenization.MASK],
+            "first_id": len(special),
+            "vocab_size": config.vocab_size,
+            "seed": seed,
+        }
+        if not recipe.next_sentence:
+            passages = _passages(tokenizer, part, recipe.context)
+            return MaskedSentences(passages, recipe.batch_tokens, **options)
+        lines = tokenization.encode_sentences(tokenizer, paragraphs(part))
+        frame = special[tokenization.BEGIN], special[tokenization.END]
+        sizes = recipe.context, recipe.batch_tokens
+        return NextSentences(lines, *sizes, frame=frame, **options)
+
+    def judge(model: PretrainedModel) -> dict[str, float]:
+        assert isinstance(model, BERT)
+        return {"next_sentence_accuracy": next_sentence_accuracy(model, unseen)}
 
     training, held_out = _split(text, recipe.held_out)
     validation = batches(held_out, seed_of("validation"))
+    unseen = [validation[n] for n in range(VALIDATION_BATCHES)]
     return Prepared(
         built(lambda: BERT(config), seed),
         batches(training, seed),
-        [validation[n] for n in range(VALIDATION_BATCHES)],
+        unseen,
         tokenizer,
         fingerprint([text]),
+        judge if recipe.next_sentence else None,
     )
 
 

@@ -18,12 +18,11 @@ from fused_attention.training.batch import Batch, Batches
 from fused_attention.training.history import Entry, History
 from fused_attention.training.layers import Loss, checkpoint_layers, layers_of
 from fused_attention.training.optimizer import make_optimizer
+from fused_attention.training.precision import AUTOCAST, settled
 from fused_attention.training.processes import Processes, whole
 from fused_attention.training.seeds import seed_of
 from fused_attention.training.settings import Settings
 from fused_attention.training.stopping import EarlyStopping
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepResult(NamedTuple):
@@ -64,9 +63,10 @@ class Trainer:
     ) -> None:
         if settings.patience and not validation:
             wrong_value("patience", "needs validation batches", settings.patience)
-        self.settings, self.batches, self.validation = settings, batches, validation
         self.processes = processes or Processes()
         self.device = self.processes.device
+        settings = settled(settings, self.device)
+        self.settings, self.batches, self.validation = settings, batches, validation
         self.model = model.to(self.device)
         if settings.checkpoint_layers:
             checkpoint_layers(model)

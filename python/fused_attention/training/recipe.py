@@ -43,9 +43,12 @@ class Recipe:
         heads, dim: attention heads and width; seq2seq has one head.
         context: tokens that the model sees at most.
         dropout: in training.
-        batch_tokens: per batch and process, padding included.
+        batch_tokens: per batch and process.
         words: translators' data are sentences of at most so many words (translations: two more), in
             lower case; 0 takes all, as they are.
+        next_sentence: BERT learns beside the masked tokens whether one text follows another, as in
+            its paper. Off by default: later work found no use for it in the model's other tasks
+            (Liu et al. 2019, section 4.2), and whole passages give masked tokens more context.
         held_out: sentences (of gpt and bert: percent of the text) that the model never trains on.
         attention, cell, width, input_feeding, reverse_source, label_smoothing: seq2seq's, as in
             Seq2SeqConfig.
@@ -68,6 +71,7 @@ class Recipe:
     dropout: float = 0.1
     batch_tokens: int = 2048
     words: int = 0
+    next_sentence: bool = False
     held_out: int = 10
     attention: str = "bahdanau"
     cell: str = "gru"
@@ -153,7 +157,7 @@ TRANSFORMER = Run(
         layers=3,
         dim=160,
         context=64,
-        batch_tokens=1400,
+        batch_tokens=1280,  # the decoder's tokens then fill one shape, see PackedBatch.filled_up
         words=7,
         held_out=500,
     ),
@@ -164,6 +168,7 @@ TRANSFORMER = Run(
         warmup=300,
         beta2=0.98,
         weight_decay=0.0,
+        precision="auto",
         evaluate_every=600,
         checkpoint_every=600,
         log_every=50,

@@ -10,6 +10,7 @@ from fused_attention.models.pretrained import PretrainedModel
 from fused_attention.training import checkpoint, tokenization
 from fused_attention.training.families import prepare
 from fused_attention.training.loop import Trainer
+from fused_attention.training.precision import settled
 from fused_attention.training.prepared import Prepared
 from fused_attention.training.processes import Processes
 from fused_attention.training.recipe import NAME, Run, RunError
@@ -25,6 +26,7 @@ def begin(run: Run, folder: Path, processes: Processes) -> tuple[Trainer, Prepar
     if (folder / NAME).exists():
         raise RunError(f"{folder}: holds a run already; --resume {folder} goes on with it")
     processes.wait()
+    run = Run(run.recipe, settled(run.settings, processes.device))
     prepared = prepare(run, folder)
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)

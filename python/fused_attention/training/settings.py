@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fused_attention.checks import wrong_value
 from fused_attention.training.schedules import SCHEDULES
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+AUTO = "auto"
+PRECISIONS = ("fp32", "bf16", "fp16", AUTO)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Settings:
         weight_decay: of matrices; biases and norms have none.
         clip_norm: the gradient's norm is at most this; 0 leaves it as it is.
         accumulate: batches per step and process.
-        precision: fp32, or the dtype of autocast; parameters and optimizer stay fp32.
+        precision: fp32, or the dtype of autocast; parameters and optimizer stay fp32. auto is bf16
+            where the device multiplies it, else fp32.
         checkpoint_layers: recompute each layer in backward instead of keeping its activations.
         compile: compile the model with torch.compile.
         seed: of batches, dropout and (by the caller) initial parameters.
