@@ -7,9 +7,9 @@ every read of what has not arrived. Allocations are poisoned: what no kernel wri
 from __future__ import annotations
 
 import pytest
-from triton_compiled.cases import CASES, DECODE_CASES, FORWARD_CASES
+from triton_compiled.cases import ADDITIVE_CASES, CASES, DECODE_CASES, FORWARD_CASES, LOCAL_CASES
 from triton_compiled.emulate import Emulator
-from triton_compiled.execute import attend, decode, move
+from triton_compiled.execute import attend, decode, move, run_mechanism
 
 pytestmark = pytest.mark.slow
 # A fixed schedule of warps and copies on one chip, a random one on the other.
@@ -48,3 +48,9 @@ def test_forward(case, emulator, poisoned_allocations):
 @pytest.mark.parametrize("case", DECODE_CASES, ids=str)
 def test_decoding(case, emulator, poisoned_allocations):
     decode(case, emulator())
+
+
+@each_chip
+@pytest.mark.parametrize("case", [*ADDITIVE_CASES, *LOCAL_CASES], ids=str)
+def test_additive_and_local_attention(case, emulator, poisoned_allocations):
+    run_mechanism(case, emulator())
