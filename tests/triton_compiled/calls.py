@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from triton_compiled.compile import Compiler, kernel_module, running
 
+from fused_attention.additive.call import AdditiveCall
 from fused_attention.backends.call import Call, DecodeCall
+from fused_attention.local.call import LocalCall
 from fused_attention.masks import UNBOUNDED
 
 LENGTH, PAGE = 1024, 16
@@ -69,10 +71,51 @@ def decode(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
         kernel_module("decode").attention_decode(call, call.empty_out(), call.empty_lse())
 
 
+def additive_call(dim: int, dtype: torch.dtype) -> AdditiveCall:
+    query, key, value = (torch.empty(1, 1, LENGTH, dim, dtype=dtype) for _ in range(3))
+    return AdditiveCall(query, key, value, torch.empty(1, dim), None, UNBOUNDED, UNBOUNDED, 0)
+
+
+def additive(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """Forward, and every gradient but that of the keys."""
+    call = additive_call(dim, dtype)
+    out, lse = call.empty_results()
+    grads = (torch.empty_like(call.query), None, torch.empty_like(call.value), call.v.clone())
+    with running(compiler):
+        kernel_module("additive").additive_forward(call, out, lse)
+        run = kernel_module("additive_backward").additive_backward
+        run(call, out, lse, torch.empty_like(out), None, *grads)
+
+
+def additive_keys(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """The gradient of the keys, by the kernel of that of the queries."""
+    call = additive_call(dim, dtype)
+    out, lse = call.empty_results()
+    with running(compiler):
+        run = kernel_module("additive_backward").additive_backward
+        run(call, out, lse, out, None, None, torch.empty_like(call.key), None, None)
+
+
+def local(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """Luong's form with a sigma per query, forward and backward."""
+    query, key, value = (torch.empty(1, n, LENGTH, dim, dtype=dtype) for n in (4, 1, 1))
+    rows = torch.empty(1, 4, LENGTH)
+    call = LocalCall(query, key, value, rows, rows, None, 10.0, 0.0, 1.0, False)
+    out, lse = call.empty_results()
+    grads = [torch.empty_like(x) for x in call[:5]]
+    with running(compiler):
+        kernel_module("local").local_forward(call, out, lse)
+        run = kernel_module("local_backward").local_backward
+        run(call, out, lse, torch.empty_like(out), None, *grads)
+
+
 CALLS = {
     "forward": forward,
     "backward": backward,
     "fused_backward": fused_backward,
     "jvp": jvp,
     "decode": decode,
+    "additive": additive,
+    "additive_keys": additive_keys,
+    "local": local,
 }

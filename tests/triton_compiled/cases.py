@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from additive_case import AdditiveCase
 from attention_case import AttentionCase
 from decode_case import DecodeCase
+from local_case import LocalCase
 
 from fused_attention.masks import Band
 
@@ -104,4 +106,19 @@ DECODE_CASES = (
         layout="swapped",
         dtype=BF16,
     ),
+)
+# A tile of 16 queries with products, one in fp32, one of a single query.
+ADDITIVE_CASES = (
+    AdditiveCase(
+        "lengths", 2, 0, 20, 40, 40, 24, band=Band.window(25, 9), key_lengths=(40, 21), dtype=BF16
+    ),
+    AdditiveCase("fp32", 1, 2, 18, 34, 20, 40, v_heads=True, layout="sliced"),
+    AdditiveCase("step", 2, 1, 1, 40, 70, 40, key_lengths=(33, 40), dtype=FP16),
+)
+LOCAL_CASES = (
+    LocalCase("grouped", 1, 2, 1, 40, 70, 32, 48, BF16, sigma="query", positions="rising"),
+    LocalCase(
+        "log_bias", 2, 1, 1, 20, 50, 20, 16, FP16, 9.5, "query", "log_bias", "spread", (50, 9)
+    ),
+    LocalCase("fp32", 1, 1, 1, 20, 40, 24, 16, width=4.5, layout="swapped"),
 )

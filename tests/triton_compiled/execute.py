@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from additive_case import AdditiveCase
 from attention_case import AttentionCase
 from decode_case import DecodeCase
+from local_case import LocalCase
 from maps_case import MapsInputs
 from triton_compiled.compile import running
 from triton_compiled.emulate import Emulator
@@ -66,3 +68,11 @@ def decode(case: DecodeCase, emulator: Emulator) -> None:
             inputs.query, *caches, return_lse=True, backend="triton", **inputs.options
         )
     inputs.check(out, lse, caches)
+
+
+def run_mechanism(case: AdditiveCase | LocalCase, emulator: Emulator) -> None:
+    """Forward and backward of additive or local attention."""
+    inputs = case.make()
+    with running(emulator):
+        results = inputs.run("triton")
+    inputs.assert_results(*results)

@@ -33,6 +33,8 @@ ABOUT = (
     "`make triton-table WRITE=1` and look at the difference."
 )
 ARCHS, DIMS = ("sm_80", "sm_90"), (64, 128)
+# Of calls that compile another call's kernels for other constants.
+PREFIXES = {"fused_backward": "fused_", "additive_keys": "keys_"}
 HEADERS = ("kernel", "dim", "registers", "stack", "threads", "shared", "blocks", "wgmma", "TMA")
 
 
@@ -66,7 +68,7 @@ def row_of(compiled: Any, arch: str, kind: str, dim: int) -> Row:
     kernel = compiled.metadata.name.removesuffix("_kernel")
     return Row(
         arch,
-        f"fused_{kernel}" if kind == "fused_backward" else kernel,
+        PREFIXES.get(kind, "") + kernel,
         dim,
         used["REG"],
         used["STACK"],

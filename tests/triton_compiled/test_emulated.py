@@ -7,9 +7,16 @@ every read of what has not arrived. Allocations are poisoned: what no kernel wri
 from __future__ import annotations
 
 import pytest
-from triton_compiled.cases import CASES, DECODE_CASES, FORWARD_CASES, MAPS_CASES
+from triton_compiled.cases import (
+    ADDITIVE_CASES,
+    CASES,
+    DECODE_CASES,
+    FORWARD_CASES,
+    LOCAL_CASES,
+    MAPS_CASES,
+)
 from triton_compiled.emulate import Emulator
-from triton_compiled.execute import attend, decode, look, move
+from triton_compiled.execute import attend, decode, look, move, run_mechanism
 
 pytestmark = pytest.mark.slow
 # A fixed schedule of warps and copies on one chip, a random one on the other.
@@ -54,3 +61,9 @@ def test_decoding(case, emulator, poisoned_allocations):
 @pytest.mark.parametrize("case", MAPS_CASES, ids=str)
 def test_maps(case, emulator, poisoned_allocations):
     look(case, emulator())
+
+
+@each_chip
+@pytest.mark.parametrize("case", [*ADDITIVE_CASES, *LOCAL_CASES], ids=str)
+def test_additive_and_local_attention(case, emulator, poisoned_allocations):
+    run_mechanism(case, emulator())
