@@ -10,7 +10,9 @@ chosen rows are those rows' alone. A result that is not the same is not timed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -101,44 +103,56 @@ def difference(inputs: Inputs, asked: dict[str, Any]) -> float:
     return max((a - b).abs().max().item() for a, b in pairs)
 
 
-def measure(length: int, dtype: str, fact: str, seconds: float, threads: int) -> dict[str, Any]:
-    """Check, time and weigh one fact."""
-    inputs, asked = Inputs.make(length, dtype), FACTS[fact]
-    wrong = difference(inputs, asked)
-    row = {"length": length, "dtype": dtype, "fact": fact, "difference": wrong}
-    if not wrong <= TOLERANCE[dtype]:
-        return row | {"wrong": True}
+class Job(NamedTuple):
+    """What is asked about which length."""
+
+    length: int
+    dtype: str
+    fact: str
+
+
+def measure(job: Job, peaks: dict[str, int | None], seconds: float) -> dict[str, Any]:
+    """Check and time one job; `peaks`: what its contenders take beside their inputs."""
+    inputs, asked = Inputs.make(job.length, job.dtype), FACTS[job.fact]
+    row: dict[str, Any] = {**job._asdict(), "difference": difference(inputs, asked)}
+    row["wrong"] = not row["difference"] <= TOLERANCE[job.dtype]
+    if row["wrong"]:
+        return row
 
     def call(name: str) -> Callable[[], object]:
         return lambda: CONTENDERS[name](inputs, asked)
 
     timings = time_interleaved({name: call(name) for name in CONTENDERS}, seconds, max_rounds=20)
-    peaks = {name: peak_of(name, length, dtype, fact, threads) for name in CONTENDERS}
-    return row | {
-        "wrong": False,
-        "contenders": {
-            name: {"median_s": t.median_s, "spread": t.spread, "peak_bytes": peaks[name]}
-            for name, t in timings.items()
-        },
-        "speedup": speedup(timings[OURS], timings[NAIVE]),
+    row["contenders"] = {
+        name: {"median_s": t.median_s, "spread": t.spread, "peak_bytes": peaks[name]}
+        for name, t in timings.items()
     }
+    return row | {"speedup": speedup(timings[OURS], timings[NAIVE])}
 
 
-def peak_of(name: str, length: int, dtype: str, fact: str, threads: int) -> int | None:
-    """What a call takes beside its inputs, in a process of its own; None: it cannot be told."""
-    command = [sys.executable, "-m", __spec__.name, "--peak", name, fact]
-    command += ["--lengths", str(length), "--dtypes", dtype, "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: int | None = json.loads(done.stdout)
+def measure_peaks(jobs: Sequence[Job], threads: int) -> list[dict[str, int | None]]:
+    """Of each job, each contender in a process of its own; None where it cannot be told."""
+    command = [sys.executable, "-m", __spec__.name, "--threads", str(threads), "--peaks"]
+    done = subprocess.run([*command, json.dumps(jobs)], capture_output=True, text=True, check=True)
+    found: list[dict[str, int | None]] = json.loads(done.stdout)
     return found
 
 
-def peak_here(name: str, length: int, dtype: str, fact: str) -> int | None:
-    """The same in this process, after a small call that sets up what a first one does."""
-    contender, asked = CONTENDERS[name], FACTS[fact]
-    contender(Inputs.make(2 * ROWS, dtype), asked)
-    inputs = Inputs.make(length, dtype)
-    return peak_bytes(lambda: contender(inputs, asked))[0]
+def peak_here(job: Job, name: str) -> int | None:
+    """In a fork of this process, after a small call that sets up what a first one does."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        contender, asked = CONTENDERS[name], FACTS[job.fact]
+        contender(Inputs.make(2 * ROWS, job.dtype), asked)
+        inputs = Inputs.make(job.length, job.dtype)
+        os.write(write, json.dumps(peak_bytes(lambda: contender(inputs, asked))[0]).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return int(text) if text.isdigit() else None
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:
@@ -173,21 +187,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=1.0, help="of each line")
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the report")
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # what peak_of runs
+    parser.add_argument("--peaks", type=json.loads, help=argparse.SUPPRESS)  # of these jobs
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    dtypes = arguments.dtypes.split(",")
-    if arguments.peak is not None:
-        name, fact = arguments.peak
-        print(json.dumps(peak_here(name, arguments.lengths[0], dtypes[0], fact)))
+    if arguments.peaks is not None:
+        jobs = [Job(*job) for job in arguments.peaks]
+        print(json.dumps([{name: peak_here(job, name) for name in CONTENDERS} for job in jobs]))
         return 0
+    dtypes = arguments.dtypes.split(",")
+    jobs = [Job(*job) for job in itertools.product(arguments.lengths, dtypes, FACTS)]
+    peaks = measure_peaks(jobs, arguments.threads)
     monitor = LoadMonitor().start()
-    rows = [
-        measure(length, dtype, fact, arguments.seconds, arguments.threads)
-        for length in arguments.lengths
-        for dtype in dtypes
-        for fact in FACTS
-    ]
+    rows = [measure(job, peak, arguments.seconds) for job, peak in zip(jobs, peaks, strict=True)]
     print(as_table(rows))
     if arguments.json is not None:
         report = {"schema": SCHEMA, "machine": machine_info(), "threads": arguments.threads}
