@@ -158,11 +158,11 @@ inline bool has_score_terms(const AttentionParams& p) {
 }
 
 // From scale * Q K^T to the final scores: softcap, bias, ALiBi, mask. bias_buffers holds two tiles.
+// `lanes` of s are changed, and where there is a bias whole vectors of them.
 template <class T>
-inline void finish_scores(const QueryBlock<T>& block, const KeyStep& step, T* s, T* softcap_slope,
-                          T* bias_buffers) {
+inline void finish_lanes(const QueryBlock<T>& block, const KeyStep& step, int64_t lanes, T* s,
+                         T* softcap_slope, T* bias_buffers) {
   const AttentionParams& p = block.params;
-  const int64_t lanes = block.vecs * Vec<T>::WIDTH;
   if (p.softcap > 0) apply_softcap(T(p.softcap), step.count(), lanes, s, softcap_slope);
   if (p.bias.data != nullptr) {
     add_bias(block, step, s, bias_buffers, bias_buffers + BLOCK_Q * BLOCK_KV);
@@ -171,6 +171,12 @@ inline void finish_scores(const QueryBlock<T>& block, const KeyStep& step, T* s,
   if (step.begin < block.full_keys.begin || step.end > block.full_keys.end) {
     mask_scores(block, step, lanes, s);
   }
+}
+
+template <class T>
+inline void finish_scores(const QueryBlock<T>& block, const KeyStep& step, T* s, T* softcap_slope,
+                          T* bias_buffers) {
+  finish_lanes(block, step, block.vecs * Vec<T>::WIDTH, s, softcap_slope, bias_buffers);
 }
 
 // S^T of one step into s [BLOCK_KV][BLOCK_Q]. Q_lanes = Q^T * scale, K holds the step's rows. The

@@ -62,6 +62,22 @@ std::vector<RowRun> row_runs(const MapsParams& m, int64_t block_q) {
   return runs;
 }
 
+// Where groups of runs begin, and the end of the last.
+std::vector<int64_t> row_groups(const MapsParams& m, const std::vector<RowRun>& runs,
+                                int64_t block_q) {
+  std::vector<int64_t> begins;
+  int64_t rows = 0;
+  for (size_t r = 0; r < runs.size(); ++r) {
+    const bool joins = r > 0 && m.attention.bias.data == nullptr && runs[r].b == runs[r - 1].b &&
+                       runs[r - 1].first + runs[r - 1].count == runs[r].first &&
+                       rows + runs[r].count <= block_q;
+    rows = runs[r].count + (joins ? rows : 0);
+    if (!joins) begins.push_back(static_cast<int64_t>(r));
+  }
+  begins.push_back(static_cast<int64_t>(runs.size()));
+  return begins;
+}
+
 // What no item writes: the rows of packed tensors that lie behind the last sequence.
 template <class T>
 void clear_tails(const MapsParams& m) {
@@ -137,13 +153,16 @@ Status launch_maps(const MapsParams& params, const char* isa, const ThreadPool& 
   }
   if (!status.ok || m.weights == nullptr) return status;
   const std::vector<RowRun> runs = row_runs(m, tier.block_q);
-  const int64_t count = static_cast<int64_t>(runs.size());
+  const std::vector<int64_t> groups = row_groups(m, runs, tier.block_q);
+  const int64_t count = static_cast<int64_t>(groups.size()) - 1;
   return for_each_item(threads_for(p, heads_of(m), m.row_count, pool), heads_of(m) * count, scratch,
                        [&](int64_t item, void* memory) {
-                         RowRun run = runs[item % count];
-                         const int64_t head = item / count;
-                         if (p.cu_seqlens_q == nullptr) run.b = head / m.head_count;
-                         kernels.weights(m, run, head % m.head_count, memory);
+                         const int64_t group = item % count, head = item / count;
+                         const RowRun* first = runs.data() + groups[group];
+                         const int64_t b =
+                             p.cu_seqlens_q == nullptr ? head / m.head_count : first->b;
+                         kernels.weights(m, first, groups[group + 1] - groups[group], b,
+                                         head % m.head_count, memory);
                        });
 }
 

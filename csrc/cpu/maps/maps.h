@@ -257,29 +257,76 @@ inline void columns_block(const MapsParams& m, int64_t b, int64_t n, int64_t key
   }
 }
 
+// Q^T * scale and lse of the rows of a group, one lane after the other; the keys that any of them
+// sees.
 template <class T>
-inline void weights_run(const MapsParams& m, const RowRun& run, int64_t n, void* memory) {
+inline Range load_group(const MapsParams& m, const RowRun* runs, int64_t count, int64_t b,
+                        int64_t h, int64_t rows, MapsScratch<T>& w) {
+  const AttentionParams& p = m.attention;
+  const int64_t ld = round_up(p.head_dim, ROW_ALIGN);
+  Range keys;
+  int64_t lane = 0;
+  for (int64_t q = 0; q < BLOCK_Q; ++q) w.lse[q] = -NEG_INFINITY<T>;
+  for (int64_t r = 0; r < count; lane += runs[r++].count) {
+    const QueryBlock<T> block(p, b, h, runs[r].q_begin, runs[r].count);
+    load_padded_rows(p.query, p.dtype, b, h, block.q_row(), block.rows, p.head_dim,
+                     w.rows + lane * ld);
+    for (int64_t q = 0; q < block.rows; ++q) {
+      const T lse = *row_value<T>(p.lse, b, h, block.q_row() + q);
+      if (lse != NEG_INFINITY<T>) w.lse[lane + q] = lse;
+    }
+    if (block.keys.begin == block.keys.end) continue;
+    const bool none = keys.begin == keys.end;
+    keys.begin = none ? block.keys.begin : min_of(keys.begin, block.keys.begin);
+    keys.end = none ? block.keys.end : max_of(keys.end, block.keys.end);
+  }
+  load_lanes(Tile<T>{w.rows, ld}, rows, p.head_dim, T(p.scale), w.Q_lanes);
+  return keys;
+}
+
+// P^T of one step of a group in w.S.
+template <class T>
+inline void group_weights(const MapsParams& m, const RowRun* runs, int64_t count, int64_t b,
+                          int64_t h, const KeyStep& step, const Tile<T>& K, int64_t vecs,
+                          MapsScratch<T>& w) {
   using V = Vec<T>;
   const AttentionParams& p = m.attention;
-  MapsScratch<T> w(p, static_cast<T*>(memory));
-  const QueryBlock<T> block(p, run.b, chosen_head(m, n), run.q_begin, run.count);
-  T* out =
-      static_cast<T*>(m.weights) + row_index(m, run.b, n, m.row_count, 0, run.first) * p.total_k;
-  std::memset(out, 0, block.rows * p.total_k * sizeof(T));
-  load_queries(block, w);
-  for (int64_t at = block.keys.begin / BLOCK_KV; at * BLOCK_KV < block.keys.end; ++at) {
-    const KeyStep step = key_step(at, block);
-    load_scores(block, step, load_keys(block, step, w.K), w);
-    for (int64_t j = 0; j < step.count(); ++j) {
-      for (int64_t lane = 0; lane < block.vecs * V::WIDTH; lane += V::WIDTH) {
-        T* s = w.S + j * BLOCK_Q + lane;
-        weight_of(V::load(s), V::load(w.lse + lane)).store(s);
-      }
+  gemm<T, AOrder::ROWS, false>(step.count(), vecs, p.head_dim, K.data, K.ld, w.Q_lanes, BLOCK_Q,
+                               w.S, BLOCK_Q);
+  int64_t lane = 0;
+  for (int64_t r = 0; r < count; lane += runs[r++].count) {
+    const QueryBlock<T> block(p, b, h, runs[r].q_begin, runs[r].count);
+    const int64_t lanes = count == 1 ? vecs * V::WIDTH : block.rows;
+    finish_lanes(block, step, lanes, w.S + lane, static_cast<T*>(nullptr), w.bias);
+  }
+  for (int64_t j = 0; j < step.count(); ++j) {
+    for (int64_t n = 0; n < vecs * V::WIDTH; n += V::WIDTH) {
+      T* s = w.S + j * BLOCK_Q + n;
+      weight_of(V::load(s), V::load(w.lse + n)).store(s);
     }
-    transpose(w.S, BLOCK_Q, step.count(), block.rows, w.bias, BLOCK_KV);
-    for (int64_t q = 0; q < block.rows; ++q) {
-      std::memcpy(out + q * p.total_k + block.seq.k_start + step.begin, w.bias + q * BLOCK_KV,
-                  step.count() * sizeof(T));
+  }
+}
+
+template <class T>
+inline void weights_group(const MapsParams& m, const RowRun* runs, int64_t count, int64_t b,
+                          int64_t n, void* memory) {
+  const AttentionParams& p = m.attention;
+  MapsScratch<T> w(p, static_cast<T*>(memory));
+  const Sequence seq = sequence_of(p, b);
+  const int64_t h = chosen_head(m, n), h_kv = h / (p.heads_q / p.heads_kv);
+  const int64_t rows = runs[count - 1].first + runs[count - 1].count - runs[0].first;
+  T* out =
+      static_cast<T*>(m.weights) + row_index(m, b, n, m.row_count, 0, runs[0].first) * p.total_k;
+  std::memset(out, 0, rows * p.total_k * sizeof(T));
+  const Range keys = load_group(m, runs, count, b, h, rows, w);
+  for (int64_t at = keys.begin / BLOCK_KV * BLOCK_KV; at < keys.end; at += BLOCK_KV) {
+    const KeyStep step{max_of(at, keys.begin), min_of(at + BLOCK_KV, keys.end)};
+    const int64_t k_row = seq.k_start + step.begin;
+    const Tile<T> K = load_rows(p.key, p.dtype, b, h_kv, k_row, step.count(), p.head_dim, w.K);
+    group_weights(m, runs, count, b, h, step, K, vectors<T>(rows), w);
+    transpose(w.S, BLOCK_Q, step.count(), rows, w.bias, BLOCK_KV);
+    for (int64_t q = 0; q < rows; ++q) {
+      std::memcpy(out + q * p.total_k + k_row, w.bias + q * BLOCK_KV, step.count() * sizeof(T));
     }
   }
 }
@@ -292,7 +339,7 @@ constexpr MapsKernelSet maps_kernel_set() {
       },
       rows_block<T>,
       columns_block<T>,
-      weights_run<T>,
+      weights_group<T>,
   };
 }
 
