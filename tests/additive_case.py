@@ -10,7 +10,7 @@ dtype; see budget.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from fused_attention import Band, additive_attention
 
 NAMES = ("query", "key", "value", "v")
+_FEW, _DRAWS = 64, 3  # fewer results than that have an honest baseline in several draws only
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class AdditiveCase:
             wider tensor; "shared", one key and value for the whole batch (stride 0).
         magnitude: factor on the projections, to saturate the tanh.
         v_magnitude: factor on v, to make the softmax peaked.
+        outliers: a query and two keys hold numbers whose exponentials overflow; two of them cancel.
     """
 
     name: str
@@ -50,6 +52,7 @@ class AdditiveCase:
     layout: str = "contiguous"
     magnitude: float = 1.0
     v_magnitude: float = 1.0
+    outliers: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -69,6 +72,9 @@ class AdditiveCase:
         query = normal(self.batch, heads, self.len_q, self.dim) * self.magnitude
         key = normal(rows, heads, self.len_k, self.dim) * self.magnitude
         value = normal(rows, heads, self.len_k, self.value_dim)
+        if self.outliers:
+            query[0, 0, -1, 0], key[0, 0, self.len_k // 2, 0] = 55.0, -54.5
+            key[0, -1, 1] = 300.0
         v = normal(*([heads] if self.v_heads else []), self.dim) * self.v_magnitude
         if self.key_lengths is not None:
             exists = torch.arange(self.len_k) < torch.tensor(self.key_lengths)[:, None]
@@ -80,7 +86,7 @@ class AdditiveCase:
         if not self.heads:
             operands = [x.squeeze(1) for x in operands]
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return AdditiveInputs(self, *operands, v.to(device, wide))
+        return AdditiveInputs(self, seed, *operands, v.to(device, wide))
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         if self.layout == "swapped":
@@ -96,6 +102,7 @@ class AdditiveInputs:
     """Tensors of one problem, named and shaped as the arguments of `additive_attention`."""
 
     case: AdditiveCase
+    seed: int
     query: Tensor
     key: Tensor
     value: Tensor
@@ -144,15 +151,17 @@ class AdditiveInputs:
 
     def assert_results(self, *results: Tensor, name: str = "") -> None:
         """Out, lse and the gradients are within their budgets and of the right dtypes."""
-        low = torch.float32 if self.case.dtype == torch.float64 else self.case.dtype
-        exact, baseline = self.plain(torch.float64), self.plain(low)
+        small = any(result.numel() < _FEW for result in results)
+        draws = [_judged(self.case, self.seed + n) for n in range(_DRAWS if small else 1)]
         inputs = (self.query, self.v, self.query, self.key, self.value, self.v)
         names = ("out", "lse", *(f"d{x}" for x in NAMES))
         for index, (result, label) in enumerate(zip(results, names, strict=True)):
             assert result.dtype == inputs[index].dtype, label
             factor = 2.0 if index < 2 else GRADIENT_FACTOR
-            one = (result, exact[index], baseline[index])
-            assert_within_budget(*one, factor=factor, name=f"{name}{label}")
+            (exact, baseline), *more = ((draw[0][index], draw[1][index]) for draw in draws)
+            more = more if result.numel() < _FEW else []
+            options = {"factor": factor, "name": f"{name}{label}", "more_draws": more}
+            assert_within_budget(result.cpu(), exact, baseline, **options)
 
     def _visible(self) -> Tensor:
         """[B, H, Lq, Lk] or [B, Lq, Lk], True where the query sees the key."""
@@ -169,6 +178,14 @@ class AdditiveInputs:
         found = torch.autograd.grad(results, leaves, upstream, allow_unused=True)
         pairs = zip(found, leaves, strict=True)
         return tuple(torch.zeros_like(x) if grad is None else grad for grad, x in pairs)
+
+
+@lru_cache(maxsize=512)
+def _judged(case: AdditiveCase, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The exact results and their baselines, which do not depend on who is judged."""
+    low = torch.float32 if case.dtype == torch.float64 else case.dtype
+    inputs = case.make(seed)
+    return inputs.plain(torch.float64), inputs.plain(low)
 
 
 CASES = (
@@ -194,8 +211,9 @@ CASES = (
     AdditiveCase("shared", layout="shared", batch=3),
     AdditiveCase("saturated", magnitude=20.0),
     AdditiveCase("overflowing", magnitude=300.0),
-    AdditiveCase("small", magnitude=0.1),
-    AdditiveCase("peaked", v_magnitude=6.0),
+    AdditiveCase("outliers", batch=1, len_q=130, len_k=200, outliers=True),
+    AdditiveCase("small", magnitude=0.01),
+    AdditiveCase("peaked", v_magnitude=4.0),
     AdditiveCase("no_batch", batch=0),
     AdditiveCase("no_queries", len_q=0),
     AdditiveCase("no_keys", len_k=0),

@@ -105,8 +105,6 @@ inline void score_gradients(const QueryBlock<T>& block, int64_t k_begin, int64_t
     for (int64_t j = 0; j < seen.begin; ++j) dS[j] = T(0);
     for (int64_t j = seen.end; j < width; ++j) dS[j] = T(0);
   }
-  if (block.rows % 2 == 0) return;
-  for (int64_t j = 0; j < width; ++j) w.dS[block.rows * BLOCK_KV + j] = T(0);
 }
 
 // rows x dim of a tile, added to the accumulators of the keys that begin at `row`.
@@ -128,7 +126,7 @@ inline void gradients_of_tile(const QueryBlock<T>& block, const Projections<T>& 
   const int64_t dim = block.p.head_dim;
   for (int64_t i = 0; i < columns * row_stride<T>(dim); ++i) w.dK[i] = T(0);
   const auto tile = x.exact() ? gradient_tile<T, true> : gradient_tile<T, false>;
-  tile(x.queries(), x.padded_rows(), x.keys(), columns, w.dS, dim, w.dQ, w.dK, w.sums);
+  tile(x.queries(), block.rows, x.keys(), columns, w.dS, dim, w.dQ, w.dK, w.sums);
 }
 
 template <class T>

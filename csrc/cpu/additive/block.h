@@ -77,26 +77,23 @@ class Projections {
 
   Projections(const QueryBlock<T>& block, const ScoreVector<T>& v, Memory<T>& memory)
       : block_(block),
-        padded_rows_(min_of(round_up(block.rows, 2), BLOCK_Q)),
         stored_(memory.take(BLOCK_Q * row_stride<T>(block.p.head_dim))),
         times_v_(memory.take(BLOCK_Q * row_stride<T>(block.p.head_dim))),
         plain_(memory.take(BLOCK_Q * row_stride<T>(block.p.head_dim))),
         keys_(memory.take(BLOCK_KV * row_stride<T>(block.p.head_dim))) {
     const T bound = load_queries(stored_);
-    // For one query an exponential for each pair is no more than one for each key.
-    exact_block_ = bound > Limits<T>::BOUND || v.large || block.rows == 1;
+    exact_block_ = bound > Limits<T>::BOUND || v.large;
     if (exact_block_) return;
-    exponentiate<T>(padded_rows_, block.p.head_dim, stored_);
-    multiply_rows(stored_, v.v, padded_rows_, block.p.head_dim, times_v_);
+    exponentiate<T>(block.rows, block.p.head_dim, stored_);
+    multiply_rows(stored_, v.v, block.rows, block.p.head_dim, times_v_);
   }
 
   void load_keys(int64_t begin, int64_t end) {
     const AttentionParams& p = block_.p;
-    const int64_t padded = round_up(end - begin, COLUMNS);
-    const T bound = load_projections(p.key, p.dtype, block_.b, block_.h, begin, end - begin, padded,
-                                     p.head_dim, keys_);
+    const T bound =
+        load_projections(p.key, p.dtype, block_.b, block_.h, begin, end - begin, p.head_dim, keys_);
     exact_ = exact_block_ || bound > Limits<T>::BOUND;
-    if (!exact_) exponentiate<T>(padded, p.head_dim, keys_);
+    if (!exact_) exponentiate<T>(end - begin, p.head_dim, keys_);
     if (exact_ && !exact_block_ && !has_plain_) {
       load_queries(plain_);
       has_plain_ = true;
@@ -107,17 +104,15 @@ class Projections {
   const T* queries() const { return exact_ && !exact_block_ ? plain_ : stored_; }
   const T* queries_times_v() const { return times_v_; }
   const T* keys() const { return keys_; }
-  int64_t padded_rows() const { return padded_rows_; }
 
  private:
   T load_queries(T* dst) {
     const AttentionParams& p = block_.p;
     return load_projections(p.query, p.dtype, block_.b, block_.h, block_.begin, block_.rows,
-                            padded_rows_, p.head_dim, dst);
+                            p.head_dim, dst);
   }
 
   const QueryBlock<T>& block_;
-  int64_t padded_rows_;
   T *stored_, *times_v_, *plain_, *keys_;
   bool exact_block_ = false, exact_ = false, has_plain_ = false;
 };

@@ -77,20 +77,20 @@ inline int64_t row_stride(int64_t dim) {
   return padded_dim<T>(dim) + 16;
 }
 
-// Rows [row, row + n) of x in the computed type, zero in the padding and up to `padded_rows`.
-// Returns the largest magnitude, whatever is NaN aside.
+// Rows [row, row + n) of x in the computed type, zero in the padding. Returns the largest
+// magnitude, whatever is NaN aside.
 template <class T>
 inline T load_projections(const Operand& x, DType dtype, int64_t b, int64_t h, int64_t row,
-                          int64_t n, int64_t padded_rows, int64_t dim, T* dst) {
+                          int64_t n, int64_t dim, T* dst) {
   using V = Vec<T>;
   const int64_t ld = row_stride<T>(dim), width = padded_dim<T>(dim);
   const char* src = row_pointer(x, dtype, b, h, row);
   const V zero = V::broadcast(T(0));
   V largest = zero;
-  for (int64_t i = 0; i < padded_rows; ++i) {
+  for (int64_t i = 0; i < n; ++i) {
     T* at = dst + i * ld;
-    if (i < n) convert_row(src + i * x.row * element_size(dtype), dtype, dim, at);
-    for (int64_t d = i < n ? dim : 0; d < width; ++d) at[d] = T(0);
+    convert_row(src + i * x.row * element_size(dtype), dtype, dim, at);
+    for (int64_t d = dim; d < width; ++d) at[d] = T(0);
     for (int64_t d = 0; d < width; d += V::WIDTH) {
       const V value = V::load(at + d);
       largest = V::max(V::max(value, zero - value), largest);
@@ -113,11 +113,16 @@ inline void exponentiate(int64_t rows, int64_t dim, T* x) {
   }
 }
 
-// x + 1 of one vector of dims.
+// tanh of one vector of dims. Where a division bounds the loop, a pair of them gains nothing.
 template <class T, bool EXACT>
-inline Vec<T> exp_plus_one(Vec<T> q, Vec<T> k) {
-  const Vec<T> one = Vec<T>::broadcast(T(1));
-  return EXACT ? exp_twice(q + k) + one : Vec<T>::fma(q, k, one);
+inline Vec<T> tanh_of(Vec<T> q, Vec<T> k) {
+  using V = Vec<T>;
+  const V one = V::broadcast(T(1));
+  if (EXACT) {
+    const V x = exp_twice(q + k);
+    return (x - one) / (x + one);
+  }
+  return V::fma(q, k, V::broadcast(T(-1))) / V::fma(q, k, one);
 }
 
 // v tanh of two vectors of dims, added up lane by lane; vq is v e^(2q), which EXACT has no use for.
@@ -125,11 +130,9 @@ template <class T, bool EXACT>
 inline Vec<T> tanh_pair(Vec<T> q1, Vec<T> q2, Vec<T> vq1, Vec<T> vq2, Vec<T> k1, Vec<T> k2,
                         Vec<T> v1, Vec<T> v2) {
   using V = Vec<T>;
-  if (EXACT) {
-    const V one = V::broadcast(T(1)), x1 = exp_twice(q1 + k1), x2 = exp_twice(q2 + k2);
-    return V::fma(v1, (x1 - one) / (x1 + one), v2 * ((x2 - one) / (x2 + one)));
-  }
-  const V p1 = exp_plus_one<T, false>(q1, k1), p2 = exp_plus_one<T, false>(q2, k2);
+  if (EXACT) return V::fma(v1, tanh_of<T, true>(q1, k1), v2 * tanh_of<T, true>(q2, k2));
+  const V one = V::broadcast(T(1));
+  const V p1 = V::fma(q1, k1, one), p2 = V::fma(q2, k2, one);
   const V m1 = vq1 * k1 - v1, m2 = vq2 * k2 - v2;  // v (x - 1)
   return V::fma(m2, p1, m1 * p2) / (p1 * p2);
 }
@@ -203,7 +206,6 @@ template <class T, bool EXACT, int R>
 inline Vec<T> gradient_block(const T* Q, const T* K, int64_t ld, int64_t columns, const T* dS,
                              T* dQ, T* dK) {
   using V = Vec<T>;
-  const V one = V::broadcast(T(1)), two = V::broadcast(T(2));
   V q[R], dq[R], sum = V::broadcast(T(0));
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i) {
@@ -213,19 +215,13 @@ inline Vec<T> gradient_block(const T* Q, const T* K, int64_t ld, int64_t columns
   for (int64_t j = 0; j < columns; ++j) {
     const V k = V::load(K + j * ld);
     V dk = V::load(dK + j * ld);
-#pragma GCC unroll 2
-    for (int i = 0; i < R; i += 2) {
-      const V p1 = exp_plus_one<T, EXACT>(q[i], k), p2 = exp_plus_one<T, EXACT>(q[i + 1], k);
-      const V both = two / (p1 * p2);
-      const V t1 = one - p2 * both, t2 = one - p1 * both;
-      const V ds1 = V::broadcast(dS[i * BLOCK_KV + j]);
-      const V ds2 = V::broadcast(dS[(i + 1) * BLOCK_KV + j]);
-      const V u1 = ds1 * t1, u2 = ds2 * t2;
-      const V w1 = ds1 - u1 * t1, w2 = ds2 - u2 * t2;
-      dq[i] = dq[i] + w1;
-      dq[i + 1] = dq[i + 1] + w2;
-      dk = dk + (w1 + w2);
-      sum = sum + (u1 + u2);
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+      const V t = tanh_of<T, EXACT>(q[i], k), ds = V::broadcast(dS[i * BLOCK_KV + j]);
+      const V u = ds * t, w = ds - u * t;
+      dq[i] = dq[i] + w;
+      dk = dk + w;
+      sum = sum + u;
     }
     dk.store(dK + j * ld);
   }
@@ -234,8 +230,7 @@ inline Vec<T> gradient_block(const T* Q, const T* K, int64_t ld, int64_t columns
   return sum;
 }
 
-// The same for a tile: dQ and dK grow, sums[d] grows by sum_ij u. `rows` is even: a row that is
-// there to make it so has dS = 0.
+// The same for a tile: dQ and dK grow, sums[d] grows by sum_ij u.
 template <class T, bool EXACT>
 inline void gradient_tile(const T* Q, int64_t rows, const T* K, int64_t columns, const T* dS,
                           int64_t dim, T* dQ, T* dK, T* sums) {
@@ -248,8 +243,8 @@ inline void gradient_tile(const T* Q, int64_t rows, const T* K, int64_t columns,
       sum = sum + gradient_block<T, EXACT, 4>(Q + i * ld + d, K + d, ld, columns, dS + i * BLOCK_KV,
                                               dQ + i * ld + d, dK + d);
     }
-    for (; i < rows; i += 2) {
-      sum = sum + gradient_block<T, EXACT, 2>(Q + i * ld + d, K + d, ld, columns, dS + i * BLOCK_KV,
+    for (; i < rows; ++i) {
+      sum = sum + gradient_block<T, EXACT, 1>(Q + i * ld + d, K + d, ld, columns, dS + i * BLOCK_KV,
                                               dQ + i * ld + d, dK + d);
     }
     sum.store(sums + d);
