@@ -103,7 +103,7 @@ def grads_of(case: AdditiveCase) -> list[Tensor]:
 
 
 THREADED = (
-    replace(SMALL, batch=1, heads=1, len_q=400, len_k=300),
+    replace(SMALL, heads=1, len_q=1500, dim=32),
     replace(SMALL, heads=3, len_q=200, band=Band.causal(), dtype=torch.bfloat16),
     replace(
         SMALL, batch=3, len_q=150, key_lengths=(0, 130, 77), v_heads=True, dim=16, value_dim=16
