@@ -42,7 +42,6 @@ PACKAGES = {  # what stands outside python/ is installed inside the package
 }
 CPU_LIBRARY = "fused_attention.lib.libfused_attention_cpu"
 CUDA_LIBRARY = "fused_attention.lib.libfused_attention_cuda"
-MECHANISMS = ("local",)  # kinds of attention with a room of their own in csrc/cpu
 AMX_FLAGS = ("-mamx-tile", "-mamx-bf16")
 TORCH_TARGET = "0x020b000000000000"  # the oldest torch whose ABI the library asks for: 2.11
 NINJA = ROOT / "build" / "ninja"
@@ -67,28 +66,26 @@ def compiler_knows_amx() -> bool:
 
 
 def cpu_sources() -> list[Source]:
-    plain = ["binding", *(f"cpu/{name}_launch" for name in ("decode", "peak", "tile"))]
-    plain += ["cpu/launch", "cpu/isa_portable", "cpu/decode_portable"]
-    for room in MECHANISMS:
-        plain += [f"{room}_binding", f"cpu/{room}/launch", f"cpu/{room}/isa_portable"]
-    sources: dict[str, list[str]] = {f"{name}.cpp": [] for name in plain}
+    """What stands in csrc and csrc/cpu; the last part of a name says which flags a file gets."""
+    flags: dict[str, list[str]] = {"binding": [], "launch": [], "portable": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        avx2 = ["-mavx2", "-mfma", "-mf16c"]
-        avx512 = [
+        flags["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+        flags["avx512"] = [
             *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
             *("-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
             # gcc 12's own AVX-512 headers leave "undefined" vectors uninitialised on purpose.
             *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
         ]
-        for kernels in ("isa", "decode", *(f"{room}/isa" for room in MECHANISMS)):
-            sources[f"cpu/{kernels}_avx2.cpp"] = avx2
-            sources[f"cpu/{kernels}_avx512.cpp"] = avx512
-        for kernels in ("isa", "decode"):
-            sources[f"cpu/{kernels}_avx512_bf16.cpp"] = [*avx512, "-mavx512bf16"]
+        flags["avx512_bf16"] = [*flags["avx512"], "-mavx512bf16"]
         if compiler_knows_amx():
-            sources["cpu/isa_amx.cpp"] = [*avx512, *AMX_FLAGS]
-            sources["cpu/launch.cpp"] = ["-DFUSED_ATTENTION_AMX"]
-    return [Source(CSRC / name, "compile", flags) for name, flags in sources.items()]
+            flags["amx"] = [*flags["avx512"], *AMX_FLAGS]
+            flags["launch"] = ["-DFUSED_ATTENTION_AMX"]
+    sources = []
+    for path in sorted((*CSRC.glob("*.cpp"), *(CSRC / "cpu").rglob("*.cpp"))):
+        kind = next((k for k in sorted(flags, key=len)[::-1] if path.stem.endswith(k)), None)
+        if kind is not None:
+            sources.append(Source(path, "compile", flags[kind]))
+    return sources
 
 
 def cuda_sources(archs: list[str]) -> list[Source]:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "scores.h"
+#include "turnstile.h"
 
 // Backward, one block of queries of one head at a time; P is recomputed from the saved LSE.
 //
@@ -150,33 +151,6 @@ inline void gradient_before_scale(const QueryBlock<T>& block, const KeyStep& ste
   if (block.params.softcap > 0) multiply_tile(w.slope, step.count(), block.vecs, w.dS);
   scale_tile(T(block.params.scale), step.count(), block.vecs, w.dS);
 }
-
-// dK and dV of a block of keys are sums over blocks of queries (and over the query heads of a
-// group). Several threads add to them, each in its turn: first come the blocks of the group's
-// first head in ascending order, then those of the next. So the result does not depend on the
-// number of threads, and neither atomics nor a copy per thread is needed. Threads follow each
-// other through the keys one step apart; work is claimed in the order of the turns, so whoever is
-// waited for is already running.
-struct Turnstile {
-  int32_t* done;  // per block of keys: how many blocks of queries have added theirs
-  int64_t turn;
-
-  Turnstile(int32_t* counters, const Sequence& seq, int64_t group_head, int64_t q_block,
-            int64_t key_block)
-      : done(counters + key_block) {
-    const Range queries = band_q_range(seq.band, key_block * BLOCK_KV,
-                                       min_of((key_block + 1) * BLOCK_KV, seq.len_k), seq.len_q);
-    const int64_t first = queries.begin / BLOCK_Q;
-    const int64_t visits = (queries.end + BLOCK_Q - 1) / BLOCK_Q - first;
-    turn = group_head * visits + q_block - first;
-  }
-  void wait() const {
-    for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != turn; ++spins) {
-      if (spins > 1000) yield_thread();
-    }
-  }
-  void leave() const { __atomic_store_n(done, static_cast<int32_t>(turn + 1), __ATOMIC_RELEASE); }
-};
 
 template <class T, class Scratch>
 inline void write_query_gradient(const BackwardParams& params, const QueryBlock<T>& block, T factor,

@@ -3,7 +3,7 @@
 // One vector type per instruction set, chosen by the file that includes the kernels (isa_*.cpp),
 // which names its namespace by FUSED_ATTENTION_ISA. Vec<float> and Vec<double> have:
 //
-//   WIDTH, load, store, broadcast, + - *, fma(a, b, c) = a*b + c, round to nearest even,
+//   WIDTH, load, store, broadcast, + - * /, fma(a, b, c) = a*b + c, round to nearest even,
 //   max(a, b): b where either is NaN (so max(limit, x) keeps a NaN of x),
 //   select_less(a, b, yes, no), all_equal(a, b), scale_by_power(a, n) = a * 2^n,
 //   sum_each(x): lane i is the sum over the lanes of x[i], of WIDTH vectors,

@@ -108,10 +108,10 @@ struct BackwardOrder {
   };
   int64_t block_q, q_blocks, key_blocks, heads_kv, group, kv_heads, side_by_side;
 
-  BackwardOrder(const AttentionParams& p, const Kernels& tier, int threads)
-      : block_q(tier.block_q),
-        q_blocks(blocks(p.len_q, tier.block_q)),
-        key_blocks(blocks(p.len_k, tier.block_kv)),
+  BackwardOrder(const AttentionParams& p, int64_t block_q, int64_t block_kv, int threads)
+      : block_q(block_q),
+        q_blocks(blocks(p.len_q, block_q)),
+        key_blocks(blocks(p.len_k, block_kv)),
         heads_kv(p.heads_kv),
         group(p.heads_q / p.heads_kv),
         kv_heads(p.batch * p.heads_kv),
