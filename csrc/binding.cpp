@@ -1,12 +1,13 @@
 // The operators of the CPU library.
+#include "cpu_binding.h"
+
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <memory>
 #include <string>
 #include <tuple>
-
-#include "cpu_binding.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the bindings of the CPU library share: torch's threads, and the operators' namespace.
+// What the bindings of the CPU library share: torch's threads, and where operators are registered.
 #include <torch/csrc/stable/ops.h>
 
 #include "binding.h"

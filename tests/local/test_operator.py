@@ -193,6 +193,20 @@ def test_empty_windows_pass_nothing_on(mode: str, backend: str) -> None:
         assert (dirty[index][dead] == 0).all() and clean[index].abs().max() > 0
 
 
+@every_backend
+@pytest.mark.parametrize("mode", ["luong", "log_bias"])
+def test_scores_that_are_all_minus_infinity_are_no_keys(mode: str, backend: str) -> None:
+    """Products of finite numbers that leave fp32."""
+    inputs = LocalCase("overflow", sigma="query", mode=mode, width=100.0).make()
+    inputs.query[:, :, 3], inputs.key[:] = 1e30, -1e30
+    leaves = [x.detach().requires_grad_() for x in inputs.leaves]
+    options = {**inputs.options, "sigma": leaves[4], "return_lse": True, "backend": backend}
+    out, lse = local_attention(*leaves[:4], **options)
+    assert (out[:, :, 3] == 0).all() and (lse[:, :, 3] == -torch.inf).all()
+    grads = torch.autograd.grad(out[:, :, 3].sum() + lse[:, :, 3].sum(), leaves)
+    assert all((grad == 0).all() for grad in grads)
+
+
 def test_saves_nothing_without_gradients() -> None:
     inputs = CASES[0].make()
     operands = (inputs.query, inputs.key, inputs.value, inputs.position)

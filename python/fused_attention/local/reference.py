@@ -42,7 +42,6 @@ class _Terms(NamedTuple):
     S: Tensor  # scores, -inf outside of the window
     g: Tensor | None  # None: the Gaussian is in the scores
     t: Tensor
-    visible: Tensor
 
 
 def window_mask(
@@ -82,8 +81,8 @@ def local_reference(
     own = _in_dtype(call, compute_dtype)
     terms = _terms(own)
     # One more column takes the probability of a row without keys, so that its softmax is finite.
-    dead = ~terms.visible.any(dim=-1, keepdim=True)
     last = terms.S.new_full((*terms.S.shape[:-1], 1), -torch.inf)
+    dead = torch.cat([terms.S, last], dim=-1).amax(dim=-1, keepdim=True) == -torch.inf
     S = torch.cat([terms.S, last.masked_fill(dead, 0.0)], dim=-1)
     lse = S.logsumexp(dim=-1).masked_fill(dead.squeeze(-1), -torch.inf)
     W = S.softmax(dim=-1)[..., :-1]
@@ -169,7 +168,7 @@ def _terms(call: LocalCall) -> _Terms:
     if call.log_bias:
         S = S + exponent.to(S)
     g = None if call.log_bias else exponent.exp().to(S)
-    return _Terms(S.masked_fill(~visible, -torch.inf), g, t, visible)
+    return _Terms(S.masked_fill(~visible, -torch.inf), g, t)
 
 
 def _by_head(x: Tensor, key: Tensor) -> Tensor:
