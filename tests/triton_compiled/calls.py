@@ -7,6 +7,7 @@ from torch import Tensor
 from triton_compiled.compile import Compiler, kernel_module, running
 
 from fused_attention.backends.call import Call, DecodeCall
+from fused_attention.maps.call import MapsCall
 from fused_attention.masks import UNBOUNDED
 
 LENGTH, PAGE = 1024, 16
@@ -69,10 +70,27 @@ def decode(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
         kernel_module("decode").attention_decode(call, call.empty_out(), call.empty_lse())
 
 
+def maps(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """Everything that can be asked about the weights."""
+    call = causal(dim, dtype)
+    asked = MapsCall(
+        *(call.query, call.key, call.empty_lse(), *(None,) * 7),
+        torch.zeros(LENGTH, dtype=torch.int32),
+        *call[11:18],
+        column_mass=True,
+        entropy=True,
+        argmax=True,
+        top_k=8,
+    )
+    with running(compiler):
+        kernel_module("maps").attention_maps(asked, *asked.empty_results())
+
+
 CALLS = {
     "forward": forward,
     "backward": backward,
     "fused_backward": fused_backward,
     "jvp": jvp,
     "decode": decode,
+    "maps": maps,
 }
