@@ -136,6 +136,19 @@ def test_rows_that_lse_calls_dead_see_nothing(place, monkeypatch):
     assert (maps.run(place.backend, argmax=True).argmax[..., ::2] == -1).all()
 
 
+@pytest.mark.parametrize("place", [*CPU_PLACES, *GPU_PLACES], ids=str)
+def test_a_key_whose_scores_are_minus_infinity_gets_nothing(place, monkeypatch):
+    """Lanes and rows beyond the last query multiply it by 0, which is NaN."""
+    force(place, monkeypatch)
+    inputs = AttentionCase("infinite", 1, 1, len_q=37, len_k=50).make(0, place.device)
+    inputs.query.abs_()
+    inputs.key[:, :, 20] = -torch.inf
+    maps = MapsInputs(inputs)
+    found = maps.run(place.backend)
+    maps.check(found)
+    assert found.column_mass is not None and found.column_mass[0, 0, 20] == 0.0
+
+
 @pytest.mark.parametrize("isa", [p.isa for p in PLACES if p.isa.startswith(("avx512_", "amx"))])
 def test_the_best_tiers_are_avx512_here(isa, monkeypatch):
     maps = MapsInputs(NAMES["everything"].with_dtype(BF16).make(0))

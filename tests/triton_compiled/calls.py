@@ -9,6 +9,7 @@ from triton_compiled.compile import Compiler, kernel_module, running
 from fused_attention.additive.call import AdditiveCall
 from fused_attention.backends.call import Call, DecodeCall
 from fused_attention.local.call import LocalCall
+from fused_attention.maps.call import MapsCall
 from fused_attention.masks import UNBOUNDED
 
 LENGTH, PAGE = 1024, 16
@@ -109,6 +110,22 @@ def local(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
         run(call, out, lse, torch.empty_like(out), None, *grads)
 
 
+def maps(compiler: Compiler, dim: int, dtype: torch.dtype) -> None:
+    """Everything that can be asked about the weights."""
+    call = causal(dim, dtype)
+    asked = MapsCall(
+        *(call.query, call.key, call.empty_lse(), *(None,) * 7),
+        torch.zeros(LENGTH, dtype=torch.int32),
+        *call[11:18],
+        column_mass=True,
+        entropy=True,
+        argmax=True,
+        top_k=8,
+    )
+    with running(compiler):
+        kernel_module("maps").attention_maps(asked, *asked.empty_results())
+
+
 CALLS = {
     "forward": forward,
     "backward": backward,
@@ -118,4 +135,5 @@ CALLS = {
     "additive": additive,
     "additive_keys": additive_keys,
     "local": local,
+    "maps": maps,
 }
