@@ -1,7 +1,4 @@
 // The operators of the CUDA library. It loads beside a torch without CUDA and without a driver.
-#include "binding.h"
-
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -10,26 +7,14 @@
 #include "cuda/decode/launch.h"
 #include "cuda/device.h"
 #include "cuda/sm80/launch.h"
-
-// Only torch's CUDA library has it, and a torch for CPUs must find nothing missing: hence weak.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
+#include "cuda_binding.h"
 
 namespace {
 
 using fused_attention::AttentionParams;
 using fused_attention::BackwardParams;
 using fused_attention::DecodeParams;
-using torch::stable::accelerator::DeviceGuard;
 using namespace fused_attention::binding;
-
-void* current_stream(const Tensor& x) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "fused_attention: this torch is built without CUDA");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return stream;
-}
 
 // The host cannot look into cu_seqlens: the longest sequences are told.
 AttentionParams bounded_params(const Shared& in, int64_t max_seqlen_q, int64_t max_seqlen_k,
@@ -93,8 +78,7 @@ void decode(const Tensor& query, Tensor key_cache, Tensor value_cache, OptionalT
   const DeviceGuard guard(query.get_device_index());
   DecodeParams params = decode_params_of(in, out, lse);
   raise_if_error(fused_attention::cuda::decode_workspace_bytes(params, &params.workspace_bytes));
-  const Tensor workspace = torch::stable::new_empty(query, {params.workspace_bytes},
-                                                    torch::headeronly::ScalarType::Byte);
+  const Tensor workspace = workspace_of(query, params.workspace_bytes);
   params.workspace = workspace.data_ptr();
   raise_if_error(fused_attention::cuda::launch_decode(params, current_stream(query)));
 }

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "../../csrc/cuda/additive/config.h"
 #include "../../csrc/cuda/decode/config.h"
 #include "../../csrc/cuda/sm80/config.h"
 
@@ -37,5 +38,8 @@ int main() {
   print_all<decode::Config, decode::DIMS>("decode::Config");
   std::printf("sm80::delta_kernel\t%d\t0\n", sm80::DELTA_THREADS);
   std::printf("decode::append_kernel\t%d\t0\n", decode::APPEND_THREADS);
+  for (const char* kernel : {"forward", "delta", "gradient", "v_gradient"}) {
+    std::printf("additive::%s_kernel\t%d\t0\n", kernel, additive::THREADS);
+  }
   std::printf("decode::combine_kernel\t%d\t0\n", decode::COMBINE_WARPS * 32);
 }

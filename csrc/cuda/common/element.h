@@ -16,6 +16,10 @@ struct Float16 {
   static constexpr DType DTYPE = DType::FLOAT16;
 };
 
+struct Float32 {
+  static constexpr DType DTYPE = DType::FLOAT32;
+};
+
 constexpr int ELEMENT_BYTES = 2;
 
 }  // namespace fused_attention::cuda
