@@ -6,11 +6,9 @@ the last dim. What a thread holds of queries, keys and sums has to leave room fo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from .configs import Tiles, by_pointers, shared_bytes
+from .configs import Tiles, at_most_registers, by_pointers, shared_bytes
 from .launch import INTERPRETER, Config
 from .tiles import padded_dim
 
@@ -39,7 +37,7 @@ def forward_tiles(len_q: int, value_dim: int, dtype: torch.dtype, arch: str) -> 
     if wide > 512 and shared_bytes(arch) > 64 * 1024:
         return Tiles(Config(ROWS, 32, 8, 1), 16, 1024)
     # 128 registers: two programs share a multiprocessor, one computes while the other waits.
-    return Tiles(Config(ROWS, 32, 8, 1, extra=_registers(128, arch)), 16, min(wide, 512))
+    return Tiles(Config(ROWS, 32, 8, 1, extra=at_most_registers(128, arch)), 16, min(wide, 512))
 
 
 def backward_tiles(len_q: int, value_dim: int, arch: str) -> Tiles:
@@ -66,8 +64,3 @@ def value_tiles(value_dim: int, dtype: torch.dtype, arch: str) -> Tiles:
 
 def _tile_rows(len_q: int) -> int:
     return 1 if len_q == 1 else FEW if len_q <= FEW else ROWS
-
-
-def _registers(most: int, arch: str) -> tuple[tuple[str, Any], ...]:
-    """The option that only NVIDIA's compiler has."""
-    return (("maxnreg", most),) if arch.startswith("sm_") else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -60,6 +60,11 @@ def has_wgmma(arch: str) -> bool:
 def pointers_need_a_fence() -> bool:
     """Triton 3.6 leaves out the proxy fence between pipelined copies by pointer and wgmma."""
     return tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+
+
+def at_most_registers(count: int, arch: str) -> tuple[tuple[str, Any], ...]:
+    """The option for Config.extra, which NVIDIA's compiler alone has."""
+    return (("maxnreg", count),) if arch.startswith("sm_") else ()
 
 
 def by_pointers(config: Config, arch: str) -> Config:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from .configs import SMALL_WINDOW, Tiles, by_pointers
+from .configs import SMALL_WINDOW, Tiles, at_most_registers, by_pointers
 from .launch import INTERPRETER, Config
 from .tiles import padded_dim
 
@@ -27,12 +27,12 @@ def forward_tiles(
     if dtype == torch.float32:
         # Products on CUDA cores hold whole operands in registers.
         return Tiles(Config(16, 32, 4, 1), min(dim, 64), min(wide, 128))
-    most = 256 if _aligned(head_dim, value_dim) else 128
+    aligned = _aligned(head_dim, value_dim)
+    config = _few_rows(len_q, 8 if max(dim, wide) > 256 or not aligned else 4, 2)
     if window > SMALL_WINDOW and len_q > 32:
-        config = Config(64, 64, 4 if min(wide, most) <= 128 else 8, 2)
-    else:
-        config = Config(32 if len_q > 16 else 16, 32, 4 if max(dim, wide) <= 256 else 8, 2)
-    return Tiles(by_pointers(config, arch), min(dim, 128), min(wide, most))
+        config = config._replace(block_q=64, block_kv=64)
+    most = 128 if aligned else 64
+    return Tiles(by_pointers(config, arch), min(dim, most), min(wide, most))
 
 
 def backward_tiles(
@@ -42,12 +42,18 @@ def backward_tiles(
     dim, wide = padded_dim(head_dim), padded_dim(value_dim)
     if arch == INTERPRETER:
         return Tiles(Config(32, 32, 4, 1), min(dim, 64), min(wide, 64))
-    warps = 4 if max(dim, wide) <= 256 and _aligned(head_dim, value_dim) else 8
+    few = max(dim, wide) <= 256 and _aligned(head_dim, value_dim)
     if dtype == torch.float32:
-        return Tiles(Config(16, 32, warps, 1), min(dim, 64), min(wide, 64))
-    most = 128 if _aligned(head_dim, value_dim) else 64
-    config = Config(32 if len_q > 16 else 16, 32, warps, 1)
-    return Tiles(config, min(dim, most), min(wide, most))
+        return Tiles(Config(16, 32, 4 if few else 8, 1), min(dim, 64), min(wide, 64))
+    config = _few_rows(len_q, 4 if few else 8, 1)
+    if few:
+        # Three programs on a multiprocessor; the compiler tries four, and spills.
+        config = config._replace(extra=at_most_registers(168, arch))
+    return Tiles(config, min(dim, 64), min(wide, 64))
+
+
+def _few_rows(len_q: int, warps: int, stages: int) -> Config:
+    return Config(32 if len_q > 16 else 16, 32, warps, stages)
 
 
 def _aligned(*dims: int) -> bool:

@@ -12,8 +12,9 @@ import torch
 from attention_case import AttentionCase
 from decode_case import DecodeCase
 from ptxsim.tests.mutations import assert_found, change_all
+from triton_compiled.cases import ADDITIVE_CASES, LOCAL_CASES
 from triton_compiled.emulate import Emulator
-from triton_compiled.execute import attend, decode
+from triton_compiled.execute import attend, decode, run_mechanism
 
 from fused_attention.masks import Band
 
@@ -34,6 +35,10 @@ ALL = [
     ("sm_90", "forward_kernel", BARRIER, "race"),
     ("sm_90", "forward_kernel", BULK_WAIT, "race|memory"),
     ("sm_90", "forward_kernel", PRODUCT_WAIT, "race"),
+    ("sm_80", "additive_kernel", BARRIER, "race"),
+    ("sm_80", "additive_backward_rows_kernel", BARRIER, "race"),
+    ("sm_90", "local_kernel", BARRIER, "race"),
+    ("sm_90", "local_backward_key_kernel", BARRIER, "race"),
 ]
 EACH = [
     ("sm_80", "forward_kernel", COPY_WAIT, "race"),
@@ -47,6 +52,9 @@ def run(arch: str, kernel: str, edit) -> float:
     emulator = Emulator(arch, edit=lambda name, ptx: edit(ptx) if name == kernel else ptx)
     if kernel == "decode_kernel":
         decode(DECODE, emulator)
+    elif kernel.startswith(("additive", "local")):
+        cases = ADDITIVE_CASES if kernel.startswith("additive") else LOCAL_CASES
+        run_mechanism(cases[0], emulator)
     else:
         attend(FORWARD, emulator, backward=False)
     return 0.0

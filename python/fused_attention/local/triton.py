@@ -41,9 +41,13 @@ def backward(
     """Gradients of one call; each result's and its gradient's last dimension is contiguous."""
     from fused_attention.triton_kernels.local_backward import local_backward
 
-    inputs = (call.query, call.key, call.value, call.position)
-    sigma = None if call.sigma is None else torch.empty_like(call.sigma)
-    found = LocalGradients(*map(torch.empty_like, inputs), sigma)
+    found = LocalGradients(
+        torch.empty_like(call.query),
+        torch.empty_like(call.key),
+        torch.empty_like(call.value),
+        torch.empty_like(call.position),
+        None if call.sigma is None else torch.empty_like(call.sigma),
+    )
     with on_device_of(results[0]):
         local_backward(call, *results, *grads, *found)
     return found

@@ -17,16 +17,25 @@ from ..shadow import COLLECTIVE
 from .registry import instruction
 
 
-def _rows(wave: Any, gang: Gang, address: np.ndarray, count: int, writes: bool) -> np.ndarray:
-    """Offsets [warps, 8 * count] of the 16-byte rows that the first 8 * count lanes name."""
+def _rows(
+    wave: Any, gang: Gang, address: np.ndarray, count: int, written: np.ndarray | None = None
+) -> np.ndarray:
+    """Offsets [warps, 8 * count] of the 16-byte rows that the first 8 * count lanes name.
+
+    written: [rows, 8] of uint16, what these become; None: they are read.
+    """
     address = gang.spread(address)[:, : 8 * count]
     address = np.where(address >= SHARED_BASE, address - SHARED_BASE, address)
     rows = np.repeat(gang.rows, 8 * count)
     offset = wave.shared.offsets(address.reshape(-1), rows % wave.blocks, 16)
     shadow = wave.shared_shadow
     lanes = np.full(len(rows), COLLECTIVE)
-    check = shadow.write if writes else shadow.read
-    check(wave, rows, lanes, shadow.granules(offset, 16))
+    granules = shadow.granules(offset, 16)
+    if written is None:
+        shadow.read(wave, rows, lanes, granules)
+    else:
+        same = (wave.shared.bytes.view(np.uint16).reshape(-1, 8)[offset // 16] == written).all(1)
+        shadow.write(wave, rows, lanes, granules, same=same)
     if wave.banks is not None:
         wave.banks.count_rows(wave, address)
     return offset.reshape(address.shape)
@@ -48,7 +57,7 @@ def ldmatrix(ops: Operands, found: Instruction) -> Any:
 
     def run(wave: Any, gang: Gang) -> None:
         gang = wave.whole_warps(gang, "ldmatrix")
-        offset = _rows(wave, gang, base(wave, gang) + displacement, count, False)
+        offset = _rows(wave, gang, base(wave, gang) + displacement, count)
         tile = wave.shared.bytes.view(np.uint16).reshape(-1, 8)[offset // 16]
         tile = tile.reshape(-1, count, 8, 8)
         if transposed:
@@ -69,12 +78,13 @@ def stmatrix(ops: Operands, found: Instruction) -> Any:
     def run(wave: Any, gang: Gang) -> None:
         gang = wave.whole_warps(gang, "stmatrix")
         values = np.stack([gang.spread(read(wave, gang)) for read in reads], 1)
-        offset = _rows(wave, gang, base(wave, gang) + displacement, count, True)
         tile = values.view(np.uint16).reshape(-1, count, 8, 8)
         if transposed:
             tile = tile.transpose(0, 1, 3, 2)
-        cells = wave.shared.bytes.view(np.uint16).reshape(-1, 8)
-        cells[offset // 16] = tile.reshape(-1, 8 * count, 8)
+        tile = tile.reshape(-1, 8 * count, 8)
+        address = base(wave, gang) + displacement
+        offset = _rows(wave, gang, address, count, tile.reshape(-1, 8))
+        wave.shared.bytes.view(np.uint16).reshape(-1, 8)[offset // 16] = tile
 
     return run
 

@@ -42,6 +42,18 @@ HAND_OVER = """
     END:
 """
 
+# Two warps store a matrix at the same place, one after the other.
+STMATRIX = """and.b32 %t2, %t0, 7;
+    mad.lo.u32 %t2, %t2, 16, %t1;
+    mov.b32 %x0, {value};
+    setp.lt.u32 %p0, %t0, 32;
+    @%p0 bra OTHER;
+    stmatrix.sync.aligned.m8n8.x1.shared.b16 [%t2], {{%x0}};
+    bra END;
+    OTHER:
+    stmatrix.sync.aligned.m8n8.x1.shared.b16 [%t2], {{%x0}};
+    END:"""
+
 # name -> (body, the report, part of its message, how to run)
 WRONG: dict[str, tuple[str, type[SimulationError], str, dict[str, int]]] = {
     "global read one byte beyond": (
@@ -80,6 +92,8 @@ WRONG: dict[str, tuple[str, type[SimulationError], str, dict[str, int]]] = {
         f"{MINE}\nst.shared.u32 [%t2], %t0;\nmad.lo.u32 %t3, %t0, 16, %t1;\nand.b32 %t3, %t3, "
         "127;\nldmatrix.sync.aligned.m8n8.x1.shared.b16 {%y0}, [%t3];",
         RaceError, "unordered with a write", {}),
+    "stmatrix of two warps": (
+        STMATRIX.format(value="%t0"), RaceError, "unordered with a write", {"threads": 64}),
     "blocks": (
         "mov.u32 %t2, %ctaid.x;\nst.global.u32 [%d1], %t2;", RaceError, "block",
         {"blocks": 2, "threads": 1}),
@@ -158,6 +172,7 @@ RIGHT = {
         "ld.shared.u32 %t4, [%t3];", {}),
     "one's own word": (f"{MINE}\nst.shared.u32 [%t2], %t0;\nld.shared.u32 %t3, [%t2];", {}),
     "the same value from all": ("st.shared.u32 [%t1], 7;\nbar.sync 0;", {"threads": 64}),
+    "stmatrix of the same values by two warps": (STMATRIX.format(value=7), {"threads": 64}),
     "bytes of one word": (
         "add.u32 %t2, %t0, %t1;\nst.shared.u8 [%t2], %t0;", {"threads": 64}),
     "warps and a barrier": (
