@@ -34,6 +34,7 @@ def dictionary(tmp_path, monkeypatch):
     (tmp_path / "g2p-en").mkdir()
 
 
+@pytest.mark.slow
 def test_reports_are_judged_and_drawn(dictionary, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from fused_attention.benchmarks import seq2seq_pictures
