@@ -13,7 +13,6 @@ import transformers
 from budget import assert_same, assert_within_budget
 from torch import Tensor, nn
 
-from fused_attention.models import packed_batch
 from fused_attention.models.transformer import Transformer
 from fused_attention.models.transformer_config import TransformerConfig
 from fused_attention.models.translation import Decoder
@@ -211,23 +210,6 @@ def test_loss_is_the_mean_over_what_exists(norm_first: bool) -> None:
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-8)
     one.eval()
     torch.testing.assert_close(one.loss(*batch), expected(0.0))
-
-
-def test_rows_that_belong_to_no_sequence_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch in training is filled up with them, so that shapes repeat."""
-    one = Transformer(TransformerConfig(**SMALL)).double()
-    batch = pairs()
-    shapes: list[int] = []
-    one.decoder_norm.register_forward_hook(lambda *call: shapes.append(len(call[-1])))
-    results = []
-    for step in (16, 1):
-        monkeypatch.setattr(packed_batch, "_LEAST_STEP", step)
-        one.zero_grad()
-        loss = one.loss(*batch)
-        loss.backward()
-        results.append((loss, [parameter.grad.clone() for parameter in one.parameters()]))
-    assert shapes == [16, 12]
-    torch.testing.assert_close(*results)
 
 
 def test_padding_is_not_looked_at() -> None:
