@@ -40,9 +40,9 @@ build: setup ## the same: build what has changed
 demo: setup ## show this machine, check and time the kernels, draw pictures (2 minutes)
 	@$(BIN)/fused-attention demo
 
-# Weights that two tests compare models with; without a network these tests are skipped.
-data: setup ## fetch them, 170 MiB, checked by SHA-256
-	-$(BIN)/fused-attention fetch minilm smollm2
+# What tests compare models with; without a network these tests are skipped.
+data: setup ## fetch weights and words, 175 MiB, checked by SHA-256
+	-$(BIN)/fused-attention fetch minilm smollm2 cmudict g2p-en
 
 # Tests run side by side, so each keeps to one thread unless it asks for more.
 WORKERS = $$($(BIN)/python -c 'import xdist' 2>/dev/null && echo "-n auto")
