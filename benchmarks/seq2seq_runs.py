@@ -35,7 +35,6 @@ from fused_attention.training.translators import pairs_of
 DATE = "saturday, may 9, 2018"
 WORD = "pronunciation"
 SEEDS = (0, 1, 2)
-WORD_STEPS = 400  # a third of the recipe's, which tells the attentions apart already
 LETTERS = (
     (2, 4),
     (5, 6),
@@ -102,7 +101,7 @@ def lengths(seeds: Sequence[int] = SEEDS[:1]) -> dict[str, Any]:
     of this dictionary, our held-out words among it, so it is better than on unseen words.
     """
     models: dict[str, Any] = {}
-    run = changed(default_run("seq2seq", WORDS), {"held_out": 4000, "steps": WORD_STEPS})
+    run = changed(default_run("seq2seq", WORDS), {"held_out": 4000})
     for attention in ("none", "bahdanau"):
         runs = []
         for seed in seeds:
@@ -146,7 +145,7 @@ def by_length(
 
 def places(seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     """Global against local attention on pronunciations, and whether local-p's places rise."""
-    run = changed(default_run("seq2seq", WORDS), {"steps": WORD_STEPS})
+    run = default_run("seq2seq", WORDS)
     attentions: dict[str, Any] = {}
     for attention in ("local-p", "luong-general"):
         attentions[attention] = runs = []
