@@ -1,6 +1,6 @@
 """Local attention with predicted positions against the ways there are to have it from torch alone.
 
-    python -m fused_attention.benchmarks.local --json results/local.json
+    python -m fused_attention.benchmarks.local --json results/kernels/local.json
 
 `dense` is the formula with a mask: scores [L, L], the window's mask, softmax, times the Gaussian.
 `flashbias` is the one way to have the Gaussian in any fused kernel, with mode log_bias only: the
