@@ -35,6 +35,7 @@ class AdditiveCase:
             wider tensor; "shared", one key and value for the whole batch (stride 0).
         magnitude: factor on the projections, to saturate the tanh.
         v_magnitude: factor on v, to make the softmax peaked.
+        column_scales: more factors on the projections, for 32 columns each; the rest keep theirs.
         outliers: a query and two keys hold numbers whose exponentials overflow; two of them cancel.
     """
 
@@ -52,6 +53,7 @@ class AdditiveCase:
     layout: str = "contiguous"
     magnitude: float = 1.0
     v_magnitude: float = 1.0
+    column_scales: tuple[float, ...] = ()
     outliers: bool = False
 
     def __str__(self) -> str:
@@ -72,6 +74,9 @@ class AdditiveCase:
         query = normal(self.batch, heads, self.len_q, self.dim) * self.magnitude
         key = normal(rows, heads, self.len_k, self.dim) * self.magnitude
         value = normal(rows, heads, self.len_k, self.value_dim)
+        for part, scale in enumerate(self.column_scales):
+            for tensor in (query, key):
+                tensor[..., 32 * part : 32 * (part + 1)] *= scale
         if self.outliers:
             query[0, 0, -1, 0], key[0, 0, self.len_k // 2, 0] = 55.0, -54.5
             key[0, -1, 1] = 300.0
@@ -99,7 +104,10 @@ class AdditiveCase:
 
 @dataclass(frozen=True)
 class AdditiveInputs:
-    """Tensors of one problem, named and shaped as the arguments of `additive_attention`."""
+    """Tensors of one problem, named and shaped as the arguments of `additive_attention`.
+
+    They are judged by the numbers that the case makes of the seed: others need a case of their own.
+    """
 
     case: AdditiveCase
     seed: int

@@ -67,18 +67,11 @@ def test_shared_memory_is_read_without_bank_conflicts():
         assert report.banks.per_phase("ld.shared") == 1.0, kernel
 
 
-def scaled(inputs: AdditiveInputs, columns: slice, factor: float) -> AdditiveInputs:
-    """The same problem with some columns of the projections made larger or smaller."""
-    factors = torch.ones(inputs.case.dim, dtype=inputs.query.dtype)
-    factors[columns] = factor
-    return replace(inputs, query=inputs.query * factors, key=inputs.key * factors)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_small_ordinary_and_large_columns_side_by_side(dtype):
     """Three parts of the columns, each summed in another way."""
-    case = Case("ranges", batch=1, heads=1, len_q=20, len_k=66, dim=90, dtype=dtype)
-    inputs = scaled(scaled(case.make(), slice(0, 32), 1e-3), slice(64, 90), 60.0)
+    shape = {"batch": 1, "heads": 1, "len_q": 20, "len_k": 66, "dim": 90}
+    inputs = Case("ranges", **shape, dtype=dtype, column_scales=(1e-3, 1.0, 60.0)).make()
     inputs.assert_results(*results(inputs))
 
 

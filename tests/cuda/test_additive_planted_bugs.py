@@ -26,6 +26,7 @@ CASE = AdditiveCase(
     dim=98,
     value_dim=34,
     dtype=torch.float16,
+    column_scales=(1e-3, 1.0, 20.0),  # small, ordinary, large and again ordinary elements
 )
 HOW = Emulation(seed=5)
 BARRIER = re.compile(r"bar\.sync\s+0\s*;")
@@ -43,19 +44,10 @@ PLANTED = [
 ]
 
 
-def make_inputs() -> AdditiveInputs:
-    """Parts of the columns with small, ordinary, large and again ordinary elements."""
-    inputs = CASE.make()
-    for tensor in (inputs.query, inputs.key):
-        tensor[..., :32] *= 1e-3
-        tensor[..., 64:96] *= 20
-    return inputs
-
-
 @pytest.fixture(scope="module")
 def sound() -> tuple[AdditiveInputs, tuple[Tensor, ...]]:
     """A problem, and what the kernels as they are make of it."""
-    inputs = make_inputs()
+    inputs = CASE.make()
     results = forward(call_of(inputs))[:2]
     gradients = backward(call_of(inputs), *results, *inputs.upstream)[:4]
     return inputs, (*results, *gradients)
