@@ -18,7 +18,14 @@ from fused_attention import (
     additive_attention_maps,
     merge_attention,
 )
+from fused_attention.additive.call import AdditiveCall
+from fused_attention.additive.reference import additive_scores
 from fused_attention.maps import blocks
+
+MORE_CASES = (
+    AdditiveCase("lengths_window", 2, 2, 40, 40, band=Band.window(4, 1), key_lengths=(23, 9)),
+    AdditiveCase("farthest_band", band=Band.window(1, 1, offset=1 << 30)),
+)
 
 
 def dense(inputs: AdditiveInputs, **changes: Any) -> tuple[Tensor, Tensor]:
@@ -42,7 +49,7 @@ def block_of(rows: int, monkeypatch: pytest.MonkeyPatch, inputs: AdditiveInputs)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", rows * row_bytes)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.len_k], ids=str)
+@pytest.mark.parametrize("case", [c for c in (*CASES, *MORE_CASES) if c.len_k], ids=str)
 def test_facts_are_those_of_the_weights(
     case: AdditiveCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,14 +69,20 @@ def test_facts_are_those_of_the_weights(
 def test_only_the_rows_asked_for_are_computed(
     rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs = AdditiveCase("rows", band=Band.causal(), dtype=torch.float64).make()
+    inputs = AdditiveCase("rows", dtype=torch.float64).make()
     weights, lse = dense(inputs)
     block_of(3, monkeypatch, inputs)
-    with LargestTensor() as made:
-        found = maps(inputs, lse, rows=torch.tensor(rows).long())
+    computed: list[int] = []
+
+    def counted(call: AdditiveCall) -> tuple[Tensor, Tensor]:
+        computed.append(call.query.shape[2])
+        return additive_scores(call)
+
+    monkeypatch.setattr("fused_attention.maps.additive.additive_scores", counted)
+    found = maps(inputs, lse, rows=torch.tensor(rows).long())
     torch.testing.assert_close(found.weights, weights[..., rows, :], rtol=0, atol=1e-12)
     assert found.entropy is None
-    assert made.elements <= max(3 * 2 * 2 * 27 * 16, weights[..., rows, :].numel())
+    assert sum(computed) == len(set(rows)) and max(computed, default=0) <= 3
 
 
 def test_what_the_door_takes_is_taken_here() -> None:

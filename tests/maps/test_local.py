@@ -17,7 +17,8 @@ from wrong_calls import WrongCall, ints, meta, rand
 from fused_attention import local_attention, local_attention_maps
 from fused_attention.maps import blocks
 
-DRAWS = [random_case(seed, torch.float64) for seed in range(8)]
+LENGTHS = LocalCase("rising_lengths", width=2.0, positions="rising", key_lengths=(31, 12))
+MORE_CASES = [LENGTHS, *(random_case(seed, torch.float64) for seed in range(8))]
 
 
 def dense(inputs: LocalInputs) -> tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ def maps(inputs: LocalInputs, lse: Tensor, **changes: Any) -> Any:
     return local_attention_maps(*operands, **options)
 
 
-@pytest.mark.parametrize("case", [c for c in (*CASES, *DRAWS) if c.len_k], ids=str)
+@pytest.mark.parametrize("case", [c for c in (*CASES, *MORE_CASES) if c.len_k], ids=str)
 def test_facts_are_those_of_the_weights(case: LocalCase, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.with_dtype(torch.float64).make()
     weights, lse = dense(inputs)
@@ -44,7 +45,7 @@ def test_facts_are_those_of_the_weights(case: LocalCase, monkeypatch: pytest.Mon
     visible = inputs._visible().expand_as(weights)
     assert_facts_of(weights, visible, maps(inputs, lse, rows=rows, **ALL), rows)
     if case.heads_q > 1:
-        heads = [case.heads_q - 1, 0]
+        heads = [case.heads_q - 1, 1, 0]
         found = maps(inputs, lse, rows=rows, heads=heads, **ALL)
         assert_facts_of(weights[:, heads], visible[:, heads], found, rows)
 
