@@ -106,6 +106,32 @@ def test_what_the_door_takes_is_taken_here() -> None:
     torch.testing.assert_close(found.column_mass.sum(-1), torch.full((2, 2), 19.0))
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_of_equal_weights_the_lower_key_comes_first(first: int) -> None:
+    """Behind a band that leaves out keys, too; where there are no more keys stand -1 and 0."""
+    query, key, v = torch.zeros(1, 2, 4), torch.zeros(1, 6, 4), torch.ones(4)
+    band = Band.window(0, 2, offset=first)
+    _, lse = additive_attention(query, key, key, v, band=band, return_lse=True)
+    found = additive_attention_maps(query, key, v, lse, band=band, argmax=True, top_k=4)
+    assert found.argmax is not None and found.top_indices is not None
+    assert found.argmax.tolist() == [[first, first + 1]]
+    expected = [[first + row + n if n < 3 and first + row + n < 6 else -1 for n in range(4)]
+                for row in range(2)]  # fmt: skip
+    assert found.top_indices.tolist() == [expected]
+    assert found.top_weights is not None
+    assert torch.equal(found.top_weights == 0.0, found.top_indices == -1)
+
+
+def test_no_keys_are_no_weights() -> None:
+    query, key, lse = rand(1, 2, 4), rand(1, 0, 4), torch.full((1, 2), -torch.inf)
+    found = additive_attention_maps(query, key, rand(4), lse, rows=[1], **ALL)
+    assert found.weights is not None and found.weights.shape == (1, 1, 0)
+    assert found.column_mean is not None and found.column_mean.shape == (1, 0)
+    assert torch.equal(found.entropy, torch.zeros(1, 2))
+    assert found.argmax is not None and found.argmax.tolist() == [[-1, -1]]
+    assert found.top_indices is not None and (found.top_indices == -1).all()
+
+
 def test_halves_of_the_keys_add_up() -> None:
     inputs = AdditiveCase("halves", heads=0).make()
     parts = [(inputs.key[:, part], inputs.value[:, part]) for part in (slice(9), slice(9, 27))]

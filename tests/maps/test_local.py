@@ -115,6 +115,15 @@ def test_windows_that_lie_together_leave_the_other_keys_unread() -> None:
     assert found.argmax is not None and (found.argmax - position.long()).abs().max() <= 8
 
 
+def test_no_keys_are_no_weights() -> None:
+    query, key, lse = rand(1, 2, 3, 4), rand(1, 1, 0, 4), torch.full((1, 2, 3), -torch.inf)
+    terms: dict[str, Any] = {"position": torch.zeros(1, 1, 3), "width": 1.0, "lse": lse}
+    found = local_attention_maps(query, key, rows=[1], **terms, **ALL)
+    assert found.weights is not None and found.weights.shape == (1, 2, 1, 0)
+    assert torch.equal(found.entropy, torch.zeros(1, 2, 3))
+    assert found.argmax is not None and (found.argmax == -1).all()
+
+
 def call(**changes: Any) -> Any:
     """On [2, 4, 5, 8] and [2, 2, 7, 8], with these arguments replaced."""
     arguments: dict[str, Any] = {
