@@ -258,7 +258,8 @@ def test_profiler_shows_every_kernel_call(backend: str) -> None:
 def test_public_names() -> None:
     public = {"Band", "attention", "attention_varlen", "backends", "explain", "merge_attention"}
     public |= {"additive_attention", "attention_with_kv_cache", "convert", "local_attention"}
-    public |= {"sdpa"}
+    public |= {"AttentionMaps", "attention_maps", "sdpa"}
+    public |= {"additive_attention_maps", "local_attention_maps"}
     assert set(fused_attention.__all__) == public | {"__version__"}
     assert all(hasattr(fused_attention, name) for name in fused_attention.__all__)
     assert reference.NAME == "reference"  # of the package that has the function's name

@@ -74,8 +74,8 @@ ARROWS: dict[str, set[str]] = {
         *("prepare", "problem", "selection", "triton_kernels"),
     },
     "maps": {
-        *("_ext", "autocast", "backends", "checks", "formulas", "masks", "packed", "prepare"),
-        *("problem", "selection", "triton_kernels"),
+        *("_ext", "additive", "autocast", "backends", "checks", "formulas", "local", "masks"),
+        *("packed", "prepare", "problem", "selection", "triton_kernels"),
     },
     "public": {
         *("additive", "decoding", "dispatch", "functional", "local", "maps", "masks", "merge"),

@@ -8,7 +8,12 @@ from fused_attention.decoding import attention_with_kv_cache
 from fused_attention.dispatch import backends
 from fused_attention.functional import attention, attention_varlen, explain
 from fused_attention.local import local_attention
-from fused_attention.maps import AttentionMaps, attention_maps
+from fused_attention.maps import (
+    AttentionMaps,
+    additive_attention_maps,
+    attention_maps,
+    local_attention_maps,
+)
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
 
@@ -21,6 +26,7 @@ __all__ = [
     "Band",
     "__version__",
     "additive_attention",
+    "additive_attention_maps",
     "attention",
     "attention_maps",
     "attention_varlen",
@@ -29,6 +35,7 @@ __all__ = [
     "convert",
     "explain",
     "local_attention",
+    "local_attention_maps",
     "merge_attention",
     "sdpa",
 ]

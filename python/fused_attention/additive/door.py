@@ -89,27 +89,43 @@ def additive_attention(
         ValueError: an argument has a wrong device, shape, layout or value.
         NotImplementedError: the backend asked for cannot run this.
     """
+    problem, call = prepare(
+        query_proj, key_proj, value, v, bias=bias, g=g, key_lengths=key_lengths, band=band
+    )
+    chosen = choose(problem, ORDER, backend)
+    out, lse = attend(call, chosen.NAME, problem.needs_grad)
+    if query_proj.dim() == 3:
+        out, lse = out.squeeze(1), lse.squeeze(1)
+    return (out, lse) if return_lse else out
+
+
+def prepare(
+    query_proj: Tensor,
+    key_proj: Tensor,
+    value: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None,
+    g: float | Tensor | None,
+    key_lengths: Tensor | None,
+    band: Band | None,
+) -> tuple[AdditiveProblem, AdditiveCall]:
+    """Check everything but the numbers inside tensors; the Call has heads, the bias and g in it."""
     query_proj, key_proj, value = lowered(query_proj, key_proj, value)
     band = resolve_band(False, None, band)
     problem = AdditiveProblem.from_tensors(
         query_proj, key_proj, value, v, bias=bias, g=g, key_lengths=key_lengths, band=band
     )
-    chosen = choose(problem, ORDER, backend)
     if bias is not None:
         query_proj = query_proj + bias.to(query_proj.dtype)
-    without_heads = query_proj.dim() == 3
     operands = (query_proj, key_proj, value)
-    query, key, values = (x.unsqueeze(1) for x in operands) if without_heads else operands
+    query, key, values = (x.unsqueeze(1) for x in operands) if query_proj.dim() == 3 else operands
     band = band.resolve(problem.len_q, problem.len_k)
     assert band.offset is not None
     scores = _normed(v.to(wide_dtype(query)), g).expand(problem.heads, problem.dim)
     lengths = to_int32(key_lengths)
     numbers = band.left, band.right, band.offset
-    call = AdditiveCall(query, key, values, scores.contiguous(), lengths, *numbers)
-    out, lse = attend(call, chosen.NAME, problem.needs_grad)
-    if without_heads:
-        out, lse = out.squeeze(1), lse.squeeze(1)
-    return (out, lse) if return_lse else out
+    return problem, AdditiveCall(query, key, values, scores.contiguous(), lengths, *numbers)
 
 
 def _normed(v: Tensor, g: float | Tensor | None) -> Tensor:

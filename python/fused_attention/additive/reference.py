@@ -24,7 +24,7 @@ def additive_results(call: AdditiveCall) -> tuple[Tensor, Tensor]:
     Computed in fp32 for fp16 and bf16. A row that sees no key has out 0 and lse -inf; keys and
     values beyond a length may hold NaN.
     """
-    S, _ = _scores(call)
+    S, _ = additive_scores(call)
     # Zeros in the place of a row's scores keep a softmax without keys, and its gradient, finite.
     dead = S.isneginf().all(dim=-1, keepdim=True)
     S = S.masked_fill(dead, 0.0)
@@ -46,7 +46,7 @@ def additive_gradients(
     out and lse count as inputs of their own: they may come from a merge over more keys than these.
     A row with lse -inf contributes zero, whatever its gradients hold.
     """
-    S, T = _scores(call)
+    S, T = additive_scores(call)
     out, lse = results
     grad_out, grad_lse = grads
     assert grad_out is not None
@@ -65,7 +65,7 @@ def additive_gradients(
     return d_query, d_key, d_value, d_v
 
 
-def _scores(call: AdditiveCall) -> tuple[Tensor, Tensor]:
+def additive_scores(call: AdditiveCall) -> tuple[Tensor, Tensor]:
     """S [B, H, Lq, Lk], -inf where hidden, and T [B, H, Lq, Lk, D]."""
     dtype = statistics_dtype(call.query)
     key = without_padding(call.key, call.key_lengths).to(dtype)

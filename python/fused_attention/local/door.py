@@ -105,7 +105,7 @@ def local_attention(
         ValueError: an argument has a wrong device, shape, layout or value.
         NotImplementedError: the backend asked for cannot run this; the message says why.
     """
-    problem, call = _prepare(query, key, value, position, width, sigma, key_lengths, mode, scale)
+    problem, call = prepare(query, key, value, position, width, sigma, key_lengths, mode, scale)
     chosen = choose(problem, ORDER, backend)
     out, lse = attend(call, chosen.NAME, problem.needs_grad)
     return (out, lse) if return_lse else out
@@ -130,11 +130,11 @@ def explain_local(
     Raises:
         TypeError, ValueError: as `local_attention`.
     """
-    problem, _ = _prepare(query, key, value, position, width, sigma, key_lengths, mode, scale)
+    problem, _ = prepare(query, key, value, position, width, sigma, key_lengths, mode, scale)
     return explain(problem, ORDER, backend)
 
 
-def _prepare(
+def prepare(
     query: Tensor,
     key: Tensor,
     value: Tensor,

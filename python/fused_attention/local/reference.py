@@ -144,6 +144,14 @@ def local_backward_reference(
     return LocalGradients(*map(as_input, gradients, (*call[:4], call.sigma)))  # type: ignore
 
 
+def weight_scores(call: LocalCall) -> Tensor:
+    """ln W + lse of every key, [B, Hq, Lq, Lk] in at least fp32, -inf outside of the window.
+
+    ln W_ij = S_ij + ln g_ij - lse_i in both modes: they differ in the scores that lse sums up.
+    """
+    return _terms(_in_dtype(call._replace(log_bias=True), None)).S
+
+
 def _in_dtype(call: LocalCall, compute_dtype: torch.dtype | None) -> LocalCall:
     low = call.query.dtype in (torch.float16, torch.bfloat16)
     compute = compute_dtype or (torch.float32 if low else call.query.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +12,13 @@ from fused_attention import checks
 from fused_attention.backends.call import Call
 from fused_attention.maps.call import MapsCall, Results
 from fused_attention.maps.operator import BACKENDS, maps_op
-from fused_attention.maps.problem import MapsProblem, check_lse, chosen_indices
+from fused_attention.maps.problem import (
+    MapsProblem,
+    check_asked,
+    check_lse,
+    chosen_indices,
+    detached,
+)
 from fused_attention.maps.results import AttentionMaps
 from fused_attention.maps.visible import queries_that_see
 from fused_attention.masks import Band
@@ -89,15 +95,15 @@ def attention_maps(
         NotImplementedError: the backend asked for cannot run this; the message says why.
     """
     problem, attention = prepare(
-        *_detached(query, key, key),
+        *detached(query, key, key),
         causal=causal,
         window=window,
         band=band,
         scale=scale,
-        bias=_detached(bias)[0],
+        bias=detached(bias)[0],
         alibi_slopes=alibi_slopes,
         softcap=softcap,
-        sinks=_detached(sinks)[0],
+        sinks=detached(sinks)[0],
         kv_lengths=kv_lengths,
         cu_seqlens_q=cu_seqlens_q,
         cu_seqlens_k=cu_seqlens_k,
@@ -124,11 +130,6 @@ def attention_maps(
     if entropy and attention.sinks is not None:
         found = found._replace(entropy=results.entropy + _sink_entropy(call, attention.sinks))
     return found
-
-
-def _detached(*tensors: Any) -> tuple[Any, ...]:
-    """Anything that is no tensor is told by the checks."""
-    return tuple(x.detach() if isinstance(x, Tensor) else x for x in tensors)
 
 
 def _maps_call(
@@ -163,17 +164,13 @@ def _maps_call(
 
 
 def _problem(attention: Problem, call: MapsCall) -> MapsProblem:
-    problem = MapsProblem(
+    check_asked(call.rows, call.column_mass, call.entropy, call.argmax, call.top_k)
+    return MapsProblem(
         attention,
         attention.heads_q if call.heads is None else call.heads.shape[0],
         0 if call.rows is None else call.rows.shape[0],
         *(call.column_mass, call.entropy, call.argmax, call.top_k),
     )
-    asked = problem.column_mass or problem.entropy or problem.argmax or problem.top_k
-    if call.rows is None and not asked:
-        rule = "must be given where column_mass, column_mean, entropy, argmax and top_k are not"
-        checks.wrong_value("rows", rule, None)
-    return problem
 
 
 def _sink_entropy(call: MapsCall, sinks: Tensor) -> Tensor:

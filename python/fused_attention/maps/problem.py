@@ -38,8 +38,20 @@ class MapsProblem(NamedTuple):
         return f"{', '.join(asked)} of {self.heads} heads: {self.attention}"
 
 
+def detached(*tensors: Any) -> tuple[Any, ...]:
+    """Anything that is no tensor is told by the checks."""
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in tensors)
+
+
+def check_asked(rows: Tensor | None, *facts: int) -> None:
+    """Something is wanted: the weights of rows, or a fact."""
+    if rows is None and not any(facts):
+        rule = "must be given where column_mass, column_mean, entropy, argmax and top_k are not"
+        checks.wrong_value("rows", rule, None)
+
+
 def check_lse(lse: Any, query: Tensor, packed: bool) -> None:
-    """What attention returned for these queries: [B, Hq, Lq], packed [Hq, Tq]."""
+    """What attention returned: [B, Hq, Lq], packed [Hq, Tq]; [B, Lq] of queries [B, Lq, D]."""
     checks.check_tensor("lse", lse)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     shape = (query.shape[1], query.shape[0]) if packed else tuple(query.shape[:-1])
@@ -48,7 +60,8 @@ def check_lse(lse: Any, query: Tensor, packed: bool) -> None:
     if lse.device != query.device:
         checks.wrong_value("lse", f"must be on query's device {query.device}", lse.device)
     if checks.shape_of(lse) != shape:
-        layout = "[heads, total]" if packed else "[batch, heads, length]"
+        dense = "[batch, heads, length]" if query.dim() == 4 else "[batch, length]"
+        layout = "[heads, total]" if packed else dense
         rule = f"must have the shape {layout} = {list(shape)}"
         checks.wrong_value("lse", rule, f"shape {checks.shape_of(lse)}")
 

@@ -97,7 +97,27 @@ def maps_reference(
         S = packed_scores(query, key, sequences_of(own, cu_seqlens_q, cu_seqlens_k))
     if heads is not None:
         S, lse = S.index_select(-3, heads), lse.index_select(-2, heads)
+    return maps_of_scores(
+        *(S, lse),
+        rows=rows,
+        column_mass=column_mass,
+        entropy=entropy,
+        argmax=argmax,
+        top_k=top_k,
+    )
 
+
+def maps_of_scores(
+    S: Tensor,
+    lse: Tensor,
+    *,
+    rows: Tensor | None,
+    column_mass: bool,
+    entropy: bool,
+    argmax: bool,
+    top_k: int,
+) -> AttentionMaps:
+    """The same of scores [..., Lq, Lk], -inf where a key is hidden, and lse [..., Lq]."""
     dead = (lse == -torch.inf).unsqueeze(-1)
     S = S.to(statistics_dtype(S)).masked_fill(dead, -torch.inf)
     log_P = S - lse.to(S).unsqueeze(-1).masked_fill(dead, 0.0)
