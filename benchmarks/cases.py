@@ -178,7 +178,7 @@ def decoding(
 ) -> Case:
     """One query per sequence against `len_k` keys, unless `len_q` says otherwise."""
     options = {"len_q": 1, "band": Band.causal(), "backward": False, **more}
-    return Case(batch, heads, heads_kv, len_k=len_k, head_dim=128, **options)
+    return Case(batch, heads, heads_kv, len_k=len_k, head_dim=dim, **options)
 
 
 def with_causal(cases: Iterable[Case]) -> tuple[Case, ...]:

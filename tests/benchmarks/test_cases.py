@@ -74,3 +74,8 @@ def test_mask_is_made_only_where_something_is_hidden() -> None:
 def test_io_bytes_count_query_key_value_and_out() -> None:
     case = Case(3, 4, 2, 5, 7, 16, dtype="bf16")
     assert case.io_bytes == 2 * 3 * 16 * (2 * 4 * 5 + 2 * 2 * 7)
+
+
+def test_a_decoding_case_is_what_was_asked_for() -> None:
+    case = cases.decoding(3, 8, 2, 500, 96, len_q=4)
+    assert case == Case(3, 8, 2, 4, 500, 96, band=Band.causal(), backward=False)

@@ -1,0 +1,124 @@
+"""How time grows with the length of a sliding window's attention: linearly, or it prints how.
+
+    python -m fused_attention.benchmarks.growth --json build/growth.json
+
+One head of dim 64 and a causal window of 512, from 4096 tokens on. The slope is that of a straight
+line through the medians on logarithmic axes: 1 is linear, 2 is quadratic. Lengths are timed in
+turns, so that a machine that gets slower meanwhile does so for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fused_attention import Band, attention
+from fused_attention.text import table
+
+from .cases import DTYPES, Case, square
+from .machine import machine_info
+from .timing import LoadMonitor, Timing, time_interleaved
+
+SCHEMA = 1
+WINDOW, DIM = 512, 64
+LENGTHS = tuple(4096 * 2**n for n in range(7))  # to 262144
+LARGEST_DEPARTURE = 0.05  # of the slope from 1
+
+
+def slope(times: Mapping[int, float]) -> float:
+    """The exponent p of the best fit time ~ length^p."""
+    lengths, seconds = (list(map(math.log, x)) for x in (times.keys(), times.values()))
+    return statistics.linear_regression(lengths, seconds).slope
+
+
+def forward_call(case: Case) -> Callable[[], object]:
+    inputs = case.make_inputs().without_gradients()
+    return lambda: attention(*inputs[:3], band=case.band)
+
+
+def backward_call(case: Case) -> Callable[[], object]:
+    inputs = case.make_inputs()
+    out = attention(*inputs[:3], band=case.band)
+    return lambda: torch.autograd.grad(out, inputs[:3], inputs.grad_out, retain_graph=True)
+
+
+CALLS = {"forward": forward_call, "backward": backward_call}
+
+
+def measure(dtype: str, direction: str, lengths: Sequence[int], seconds: float) -> dict[str, Any]:
+    """One row of the report: the medians and their slope."""
+    band = Band.sliding(WINDOW)
+    case = square(1, 1, lengths[0], DIM, band=band, dtype=dtype)
+    cases = {str(n): replace(case, len_q=n, len_k=n) for n in lengths}
+    calls = {name: CALLS[direction](one) for name, one in cases.items()}
+    timings: dict[str, Timing] = time_interleaved(calls, seconds)
+    times = {n: timings[str(n)].median_s for n in lengths}
+    return {
+        "dtype": dtype,
+        "direction": direction,
+        "median_s": {str(n): time for n, time in times.items()},
+        "slope": slope(times),
+    }
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each dtype and direction: microseconds per 1024 tokens, and the slope."""
+    lengths = list(rows[0]["median_s"])
+    lines = [["us per 1024 tokens", *lengths, "slope"]]
+    for row in rows:
+        costs = [row["median_s"][n] * 1e6 / (int(n) / 1024) for n in lengths]
+        name = f"{row['dtype']} {row['direction']}"
+        lines.append([name, *(f"{cost:.0f}" for cost in costs), f"{row['slope']:.3f}"])
+    return table(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; the exit code is 1 if a slope is farther from 1 than the limit."""
+
+    def lengths(text: str) -> list[int]:
+        parts = text.split(",")
+        found = [int(part) for part in parts if part.isdigit() and int(part) > 0]
+        if not 2 <= len({*found}) == len(parts):
+            rule = "must be two or more different lengths with commas between"
+            raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
+        return found
+
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_attention.benchmarks.growth",
+        description="Time a sliding window's attention at growing lengths and fit a slope.",
+    )
+    parser.add_argument("--lengths", type=lengths, default=LENGTHS, metavar="N,N[,N]")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default fp32 and bf16")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store the report")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    monitor = LoadMonitor().start()
+    rows = [
+        measure(dtype, direction, options.lengths, options.seconds)
+        for dtype in options.dtype or ("fp32", "bf16")
+        for direction in CALLS
+    ]
+    print(as_table(rows))
+    report = {"schema": SCHEMA, "machine": machine_info(), "load": monitor.report()}
+    report |= {"window": WINDOW, "head_dim": DIM, "heads": 1, "rows": rows}
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    bent = [row for row in rows if not abs(row["slope"] - 1) <= LARGEST_DEPARTURE]
+    for row in bent:
+        print(f"not linear: {row['dtype']} {row['direction']} has the slope {row['slope']:.3f}")
+    return int(bool(bent))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
