@@ -22,7 +22,7 @@ from triton.runtime.errors import InterpreterError
 from triton_interpreted.interpreter import only_known_memory
 
 from fused_attention.local.call import LocalCall
-from fused_attention.local.door import _prepare
+from fused_attention.local.door import prepare
 from fused_attention.triton_kernels import (
     local_backward_key,
     local_backward_query,
@@ -54,7 +54,7 @@ def call_of(inputs: LocalInputs) -> LocalCall:
     options = {"sigma": inputs.sigma, **inputs.options}
     operands = inputs.query, inputs.key, inputs.value, inputs.position
     width, sigma, mode, scale = (options[x] for x in ("width", "sigma", "mode", "scale"))
-    return _prepare(*operands, width, sigma, options.get("key_lengths"), mode, scale)[1]
+    return prepare(*operands, width, sigma, options.get("key_lengths"), mode, scale)[1]
 
 
 def kernels_alone(call: LocalCall, upstream: tuple[Tensor, Tensor], known: Any = ()) -> list[Any]:
