@@ -126,26 +126,6 @@ inline void finish_scores(const DecodeParams& p, const DecodeItem& item, int64_t
 }
 
 template <class T>
-inline T lanes_max(Vec<T> x) {
-  T lane[Vec<T>::WIDTH];
-  x.store(lane);
-  for (int half = Vec<T>::WIDTH / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-  }
-  return lane[0];
-}
-
-template <class T>
-inline T lanes_sum(Vec<T> x) {
-  T lane[Vec<T>::WIDTH];
-  x.store(lane);
-  for (int half = Vec<T>::WIDTH / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-template <class T>
 inline T exp2_of(T x) {
   T lane[Vec<T>::WIDTH];
   exp2(Vec<T>::broadcast(x)).store(lane);
@@ -160,7 +140,7 @@ inline void online_softmax_row(T* s, int64_t count, T* m, T* l, T* o, int64_t ld
   const V log2e = V::broadcast(LOG2_E<T>);
   V top = V::broadcast(*m);
   for (int64_t j = 0; j < count; j += V::WIDTH) top = V::max(top, V::load(s + j));
-  const T m_new = lanes_max(top);
+  const T m_new = top.max_lanes();
   // -inf only while no key was visible: then shift by 0.
   const T shift = m_new == NEG_INFINITY<T> ? T(0) : m_new;
   V sum = V::broadcast(T(0));
@@ -176,13 +156,13 @@ inline void online_softmax_row(T* s, int64_t count, T* m, T* l, T* o, int64_t ld
     *l *= alpha;
     *m = m_new;
   }
-  *l += lanes_sum(sum);
+  *l += sum.sum_lanes();
 }
 
-// S of one step; only the first tile of rows asks for the coming ones.
+// S of one step.
 template <class T, DType DTYPE>
 inline void multiply_queries(const DecodeParams& p, const DecodeItem& item, DecodeScratch<T>& w,
-                             const char* const* keys, int64_t count, ComingRows coming) {
+                             const char* const* keys, int64_t count, ComingRows& coming) {
   const AttentionParams& a = p.attention;
   for_row_tiles<T>(item.rows, [&](auto tile, int64_t r) {
     constexpr int R = decltype(tile)::VALUE;
@@ -193,13 +173,11 @@ inline void multiply_queries(const DecodeParams& p, const DecodeItem& item, Deco
       if (bf16_queries<T>(p)) {
         dot_rows_pairs<R>(reinterpret_cast<const uint16_t*>(q), 2 * w.ld_q, keys, count, a.head_dim,
                           static_cast<float>(a.scale), s, coming);
-        coming.count = 0;
         return;
       }
     }
 #endif
     dot_rows<T, DTYPE, R>(q, w.ld_q, keys, count, a.head_dim, s, coming);
-    coming.count = 0;
   });
 }
 
@@ -207,7 +185,7 @@ inline void multiply_queries(const DecodeParams& p, const DecodeItem& item, Deco
 template <class T, DType DTYPE>
 inline void multiply_weights(const DecodeParams& p, const DecodeItem& item, DecodeScratch<T>& w,
                              const char* const* values, int64_t count, const DecodePart<T>& part,
-                             ComingRows coming) {
+                             ComingRows& coming) {
   const int64_t dim = p.attention.value_dim;
 #if defined(__AVX512BF16__)
   if constexpr (bf16_products<T>(DTYPE)) round_weights(w.S, item.rows, count);
@@ -222,9 +200,12 @@ inline void multiply_weights(const DecodeParams& p, const DecodeItem& item, Deco
     } else
 #endif
       add_values<T, DTYPE, R>(weights, values, count, dim, o, part.ld, coming);
-    coming.count = 0;
   });
 }
+
+// How the rows of the next step are spread over this one. The softmax gets more than its part of
+// the time: it reads nothing itself.
+constexpr float KEYS_SHARE = 0.375f, SOFTMAX_SHARE = 0.25f, VALUES_SHARE = 0.375f;
 
 template <class T, DType DTYPE>
 inline void decode_part_of(const DecodeParams& p, const DecodeItem& item, void* memory,
@@ -240,28 +221,31 @@ inline void decode_part_of(const DecodeParams& p, const DecodeItem& item, void* 
     for (int64_t d = 0; d < part.ld; ++d) part.O[r * part.ld + d] = T(0);
   }
   const CachePlace place(p, item.b);
-  const char *K[2][DECODE_KEYS], *V[2][DECODE_KEYS];  // of this step and the next
-  const auto locate = [&](int64_t begin, int64_t end, int64_t step) {
-    place.locate(a.key, DTYPE, item.h_kv, begin, end, K[step % 2]);
-    place.locate(a.value, DTYPE, item.h_kv, begin, end, V[step % 2]);
+  StepRows of_step[2];  // this one and the next
+  const auto locate = [&](int64_t begin, int64_t end, StepRows& step) {
+    step.count = end - begin;
+    place.locate(a.key, DTYPE, item.h_kv, begin, end, step.rows);
+    place.locate(a.value, DTYPE, item.h_kv, begin, end, step.rows + step.count);
   };
   int64_t begin = item.keys.begin, end = min_of(begin + DECODE_KEYS, item.keys.end);
-  locate(begin, end, 0);
+  locate(begin, end, of_step[0]);
   for (int64_t step = 0; begin < end; ++step) {
     const int64_t count = end - begin, next = min_of(end + DECODE_KEYS, item.keys.end);
+    const StepRows& rows = of_step[step % 2];
     // Behind the last step lies the next part, which tends to be this thread's next item.
-    const int64_t ahead = min_of(end + DECODE_KEYS, item.seen_to);
-    const char *const *keys = K[step % 2], *const *values = V[step % 2];
-    locate(end, ahead, step + 1);
-    ComingRows coming{K[(step + 1) % 2], ahead - end, a.head_dim * BYTES};
-    multiply_queries<T, DTYPE>(p, item, w, keys, count, coming);
+    locate(end, min_of(end + DECODE_KEYS, item.seen_to), of_step[(step + 1) % 2]);
+    ComingRows coming(of_step[(step + 1) % 2], a.head_dim * BYTES, a.value_dim * BYTES);
+    coming.spread(KEYS_SHARE, item.rows * count * a.head_dim);
+    multiply_queries<T, DTYPE>(p, item, w, rows.keys(), count, coming);
+    coming.spread(SOFTMAX_SHARE, item.rows);
     for (int64_t r = 0; r < item.rows; ++r) {
       T* s = w.S + r * DECODE_KEYS;
+      coming.fetch(coming.rows_for(1));
       finish_scores(p, item, r, begin, end, s);
       online_softmax_row(s, count, part.m + r, part.l + r, part.O + r * part.ld, part.ld);
     }
-    coming = {V[(step + 1) % 2], ahead - end, a.value_dim * BYTES};
-    multiply_weights<T, DTYPE>(p, item, w, values, count, part, coming);
+    coming.spread(VALUES_SHARE, item.rows * count * a.value_dim);
+    multiply_weights<T, DTYPE>(p, item, w, rows.values(), count, part, coming);
     begin = end;
     end = next;
   }

@@ -42,13 +42,14 @@ inline __m512 add_pair_products(__m512 sum, __m512i a, __m512i b) {
 // up to a multiple of 16 / R get the last key's score.
 template <int R>
 inline void dot_rows_pairs(const uint16_t* q, int64_t ld_q, const char* const* keys, int64_t count,
-                           int64_t dim, float scale, float* s, const ComingRows& coming) {
+                           int64_t dim, float scale, float* s, ComingRows& coming) {
   using V = Vec<float>;
   constexpr int KEYS = 16 / R;
+  const int64_t rows = coming.rows_for(R * KEYS * dim);
   for (int64_t j = 0; j < count; j += KEYS) {
     const char* k[KEYS];
     for (int i = 0; i < KEYS; ++i) k[i] = keys[min_of(j + i, count - 1)];
-    coming.fetch(j, j + KEYS);
+    coming.fetch(rows);
     V sums[16];
 #pragma GCC unroll 16
     for (V& sum : sums) sum = V::broadcast(0.f);
@@ -92,7 +93,8 @@ inline void round_weights(float* p, int64_t rows, int64_t count) {
 // elements the first 4 land in one vector and the last 4 in the other, see from_interleaved.
 template <int R, int BLOCKS, class Load>
 inline void add_value_block(const float* p, const char* const* values, int64_t count, int64_t at,
-                            const Load& load, float* o, int64_t ld_o, const ComingRows& coming) {
+                            const Load& load, float* o, int64_t ld_o, ComingRows& coming) {
+  const int64_t rows = coming.rows_for(R * 32 * BLOCKS * VALUES_PER_FETCH);
   __m512 sums[R][2 * BLOCKS];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -102,7 +104,7 @@ inline void add_value_block(const float* p, const char* const* values, int64_t c
   for (int64_t j = 0; j < count; j += 2) {
     const char* first = values[j] + 2 * at;
     const char* second = values[min_of(j + 1, count - 1)] + 2 * at;
-    coming.fetch(j, j + 2);
+    if (j % VALUES_PER_FETCH == 0) coming.fetch(rows);
     __m512i v[2 * BLOCKS];
 #pragma GCC unroll 4
     for (int n = 0; n < BLOCKS; ++n) {
@@ -134,18 +136,16 @@ inline void add_value_block(const float* p, const char* const* values, int64_t c
 // O [R][ld_o] += P [R] V, all dims; P comes from round_weights.
 template <int R>
 inline void add_values_pairs(const float* p, const char* const* values, int64_t count, int64_t dim,
-                             float* o, int64_t ld_o, ComingRows coming) {
+                             float* o, int64_t ld_o, ComingRows& coming) {
   constexpr int BLOCKS = R >= 8 ? 1 : R == 4 ? 2 : 4;
   const auto whole = [](const char* from) { return load_bf16(from); };
   int64_t at = 0;
   for (; at + 32 * BLOCKS <= dim; at += 32 * BLOCKS) {
     add_value_block<R, BLOCKS>(p, values, count, at, whole, o, ld_o, coming);
-    coming.count = 0;
   }
   for (; at < dim; at += 32) {
     const auto part = [&](const char* from) { return load_bf16(from, dim - at); };
     add_value_block<R, 1>(p, values, count, at, part, o, ld_o, coming);
-    coming.count = 0;
   }
 }
 

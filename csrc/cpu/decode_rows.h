@@ -82,17 +82,54 @@ inline void from_pairs(const T* src, DType dtype, int64_t n, T* dst) {
   }
 }
 
-// Rows of the cache that the next step needs. They are fetched into L2 while this one is computed:
-// the processor's own prefetching does not keep memory busy across the arithmetic of a step.
-struct ComingRows {
-  const char* const* rows = nullptr;
-  int64_t count = 0, bytes = 0;
+// Rows of the cache that belong to one step: those of K, then those of V.
+struct StepRows {
+  const char* rows[2 * DECODE_KEYS];
+  int64_t count = 0;  // of each
 
-  void fetch(int64_t begin, int64_t end) const {
-    for (int64_t j = begin; j < min_of(end, count); ++j) {
-      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows[j] + at, 0, 2);
+  const char* const* keys() const { return rows; }
+  const char* const* values() const { return rows + count; }
+};
+
+// The next step's rows, which are asked of memory while this one is computed: a few with each piece
+// of work, so that memory is never idle, during the softmax neither. The processor's own
+// prefetching ends at each page and with each pause.
+class ComingRows {
+ public:
+  ComingRows(const StepRows& step, int64_t key_bytes, int64_t value_bytes)
+      : step_(step), bytes_{key_bytes, value_bytes} {}
+
+  // From now on `share` of all rows come with `work`.
+  void spread(float share, int64_t work) {
+    pace_ = share * static_cast<float>(2 * step_.count) / static_cast<float>(work);
+  }
+
+  // How many come with a piece of it, rounded up: a number that varied would cost mispredictions.
+  int64_t rows_for(int64_t work) const {
+    return static_cast<int64_t>(pace_ * static_cast<float>(work) + 0.99f);
+  }
+
+  void fetch(int64_t rows) {
+    const int64_t end = min_of(next_ + rows, 2 * step_.count);
+    for (; next_ < end; ++next_) {
+      const char* row = step_.rows[next_];
+      const int64_t bytes = bytes_[next_ >= step_.count];
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);  // into L2
     }
   }
+
+ private:
+  const StepRows& step_;
+  const int64_t bytes_[2];
+  int64_t next_ = 0;
+  float pace_ = 0.f;
+};
+
+constexpr int64_t VALUES_PER_FETCH = 8;  // rows of V, in each panel
+
+struct NothingComing {
+  int64_t rows_for(int64_t) const { return 0; }
+  void fetch(int64_t) {}
 };
 
 template <int N>
@@ -153,17 +190,17 @@ inline void add_products(const T* q, int64_t ld_q, const Load& load, Vec<T>* sum
 
 // S of R rows and `count` keys; Q is padded with zeros to whole pairs. The last keys of S up to a
 // multiple of WIDTH / R get the last key's score.
-template <class T, DType DTYPE, int R>
+template <class T, DType DTYPE, int R, class Coming>
 inline void dot_rows(const T* q, int64_t ld_q, const char* const* keys, int64_t count, int64_t dim,
-                     T* s, const ComingRows& coming) {
+                     T* s, Coming& coming) {
   using V = Vec<T>;
   using Row = CacheRow<T, DTYPE>;
   constexpr int KEYS = V::WIDTH / R;
-  const int64_t whole = dim / PAIR<T> * PAIR<T>;
+  const int64_t whole = dim / PAIR<T> * PAIR<T>, rows = coming.rows_for(R * KEYS * dim);
   for (int64_t j = 0; j < count; j += KEYS) {
     const char* k[KEYS];
     for (int i = 0; i < KEYS; ++i) k[i] = keys[min_of(j + i, count - 1)];
-    coming.fetch(j, j + KEYS);
+    coming.fetch(rows);
     V sums[V::WIDTH];
 #pragma GCC unroll 16
     for (int i = 0; i < V::WIDTH; ++i) sums[i] = V::broadcast(T(0));
@@ -186,10 +223,11 @@ inline void dot_rows(const T* q, int64_t ld_q, const char* const* keys, int64_t 
 }
 
 // O += P V of R rows in PAIRS pairs of vectors; load(j, n, a, b) gives pair n of V's row j.
-template <class T, int R, int PAIRS, class Load>
+template <class T, int R, int PAIRS, class Load, class Coming>
 inline void add_value_panel(const T* p, int64_t count, const Load& load, T* o, int64_t ld_o,
-                            const ComingRows& coming) {
+                            Coming& coming) {
   using V = Vec<T>;
+  const int64_t rows = coming.rows_for(R * PAIRS * PAIR<T> * VALUES_PER_FETCH);
   V sums[R][2 * PAIRS];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -197,10 +235,10 @@ inline void add_value_panel(const T* p, int64_t count, const Load& load, T* o, i
     for (int n = 0; n < 2 * PAIRS; ++n) sums[r][n] = V::broadcast(T(0));
   }
   for (int64_t j = 0; j < count; ++j) {
+    if (j % VALUES_PER_FETCH == 0) coming.fetch(rows);
     V v[2 * PAIRS];
 #pragma GCC unroll 4
     for (int n = 0; n < PAIRS; ++n) load(j, n, v[2 * n], v[2 * n + 1]);
-    coming.fetch(j, j + 1);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V weight = V::broadcast(p[r * DECODE_KEYS + j]);
@@ -219,9 +257,9 @@ inline void add_value_panel(const T* p, int64_t count, const Load& load, T* o, i
 }
 
 // O [R][ld_o] += P [R][DECODE_KEYS] V, all dims; 16 sums stay in registers, with AVX2 and SSE 8.
-template <class T, DType DTYPE, int R>
+template <class T, DType DTYPE, int R, class Coming>
 inline void add_values(const T* p, const char* const* values, int64_t count, int64_t dim, T* o,
-                       int64_t ld_o, ComingRows coming) {
+                       int64_t ld_o, Coming& coming) {
   using V = Vec<T>;
   using Row = CacheRow<T, DTYPE>;
   constexpr int SUMS = sizeof(V) == 64 ? 16 : 8;
@@ -232,14 +270,12 @@ inline void add_values(const T* p, const char* const* values, int64_t count, int
       Row::load_pair(values[j] + (at + n * PAIR<T>)*Row::BYTES, a, b);
     };
     add_value_panel<T, R, PAIRS>(p, count, load, o + at, ld_o, coming);
-    coming.count = 0;
   }
   for (; at + PAIR<T> <= dim; at += PAIR<T>) {
     const auto load = [&](int64_t j, int, V& a, V& b) {
       Row::load_pair(values[j] + at * Row::BYTES, a, b);
     };
     add_value_panel<T, R, 1>(p, count, load, o + at, ld_o, coming);
-    coming.count = 0;
   }
   if (at < dim) {
     const auto load = [&](int64_t j, int, V& a, V& b) {

@@ -7,6 +7,7 @@
 //   max(a, b): b where either is NaN (so max(limit, x) keeps a NaN of x),
 //   select_less(a, b, yes, no), all_equal(a, b), scale_by_power(a, n) = a * 2^n,
 //   sum_each(x): lane i is the sum over the lanes of x[i], of WIDTH vectors,
+//   sum_lanes(), max_lanes(): of one vector, halves first,
 //   and for float load_/store_ bf16 and fp16 (WIDTH values, round to nearest even) and
 //   load_bf16_pairs (2 * WIDTH values, those at even and at odd places);
 //   transpose_block: WIDTH x WIDTH floats.

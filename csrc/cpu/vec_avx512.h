@@ -69,6 +69,8 @@ struct Vec<float> {
   // a * 2^floor(x)
   static Vec scale_by_floor(Vec a, Vec x) { return {_mm512_scalef_ps(a.v, x.v)}; }
 
+  float sum_lanes() const { return _mm512_reduce_add_ps(v); }
+  float max_lanes() const { return _mm512_reduce_max_ps(v); }
   // Halves are added until each 128-bit quarter belongs to one vector, then lanes inside them.
   static Vec sum_each(const Vec* x) {
     __m512 u[8], w[4];
@@ -117,6 +119,8 @@ struct Vec<double> {
   }
   static Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_pd(a.v, n.v)}; }
 
+  double sum_lanes() const { return _mm512_reduce_add_pd(v); }
+  double max_lanes() const { return _mm512_reduce_max_pd(v); }
   static Vec sum_each(const Vec* x) {
     const __m512d even = add_quarters(add_halves(x[0].v, x[2].v), add_halves(x[4].v, x[6].v));
     const __m512d odd = add_quarters(add_halves(x[1].v, x[3].v), add_halves(x[5].v, x[7].v));

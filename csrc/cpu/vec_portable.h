@@ -110,6 +110,12 @@ struct Vec {
     });
   }
 
+  T sum_lanes() const {
+    return across([](T a, T b) { return a + b; });
+  }
+  T max_lanes() const {
+    return across([](T a, T b) { return a > b ? a : b; });
+  }
   static Vec sum_each(const Vec* x) {
     return map([x](int i) {
       T sum = x[i].v[0];
@@ -119,6 +125,14 @@ struct Vec {
   }
 
  private:
+  template <class F>
+  T across(F f) const {
+    Native x = v;
+    for (int half = WIDTH / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) x[i] = f(x[i], x[i + half]);
+    }
+    return x[0];
+  }
   template <class F>
   static Vec map(F f) {
     Vec out;

@@ -144,7 +144,7 @@ struct LocalQueryGradients {
     for (int64_t d = 0; d < ld_v; d += V::WIDTH) {
       sum = V::fma(V::load(O + d), V::load(dO_row + d), sum);
     }
-    const T delta = across_lanes(sum, false);
+    const T delta = sum.sum_lanes();
     return params.grad_lse.data == nullptr ? delta
                                            : delta - *row_value<T>(params.grad_lse, b, h, row);
   }
@@ -176,8 +176,8 @@ struct LocalQueryGradients {
   void write() const {
     for (int64_t i = 0; i < count; ++i) {
       const T inverse = queries[i].inverse_sigma;
-      write_row(queries[i].row, dQ + i * ld_q, across_lanes(sums[i].u_t, false) * inverse,
-                across_lanes(sums[i].u_t2, false) * inverse);
+      write_row(queries[i].row, dQ + i * ld_q, sums[i].u_t.sum_lanes() * inverse,
+                sums[i].u_t2.sum_lanes() * inverse);
     }
   }
 

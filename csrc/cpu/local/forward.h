@@ -85,7 +85,7 @@ struct LocalForward {
       if (added) (x = x + gaussian.exponent(gaussian.distance(j))).store(s + j);
       top = V::max(top, x);
     }
-    const T m_new = across_lanes(top, true);
+    const T m_new = top.max_lanes();
     const T finite = m_new == NEG_INFINITY<T> ? T(0) : m_new;
     const V shift = V::broadcast(finite), log2e = V::broadcast(LOG2_E<T>);
     V sum = V::broadcast(T(0));
@@ -101,7 +101,7 @@ struct LocalForward {
       T* out = O + i * ld_v;
       for (int64_t d = 0; d < ld_v; ++d) out[d] *= alpha[0];
     }
-    l[i] = l[i] * alpha[0] + across_lanes(sum, false);
+    l[i] = l[i] * alpha[0] + sum.sum_lanes();
     m[i] = m_new;
   }
 

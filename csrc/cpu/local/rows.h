@@ -171,9 +171,10 @@ inline void load_row(const Operand& x, DType dtype, int64_t b, int64_t h, int64_
 template <class T>
 inline void multiply_keys(const T* x, int64_t ld, int64_t rows, const char* const* keys,
                           int64_t count, int64_t dim, T* s) {
+  NothingComing nothing;
   for_row_tiles<T>(rows, [&](auto R, int64_t r) {
     dot_rows<T, COMPUTED<T>, decltype(R)::VALUE>(x + r * ld, ld, keys, count, dim,
-                                                 s + r * STEP_KEYS, ComingRows{});
+                                                 s + r * STEP_KEYS, nothing);
   });
 }
 
@@ -181,9 +182,10 @@ inline void multiply_keys(const T* x, int64_t ld, int64_t rows, const char* cons
 template <class T>
 inline void add_weighted(const T* w, int64_t rows, const char* const* values, int64_t count,
                          int64_t dim, T* out, int64_t ld) {
+  NothingComing nothing;
   for_row_tiles<T>(rows, [&](auto R, int64_t r) {
     add_values<T, COMPUTED<T>, decltype(R)::VALUE>(w + r * STEP_KEYS, values, count, dim,
-                                                   out + r * ld, ld, ComingRows{});
+                                                   out + r * ld, ld, nothing);
   });
 }
 
@@ -219,20 +221,6 @@ template <class T>
 inline void fill_unseen(T* row, Range own, int64_t count, T value) {
   for (int64_t j = 0; j < own.begin; ++j) row[j] = value;
   for (int64_t j = own.end; j < vectors<T>(count) * Vec<T>::WIDTH; ++j) row[j] = value;
-}
-
-// The sum or, with `greatest`, the maximum of a vector's lanes, halves first.
-template <class T>
-inline T across_lanes(Vec<T> x, bool greatest) {
-  T lanes[Vec<T>::WIDTH];
-  x.store(lanes);
-  for (int64_t width = Vec<T>::WIDTH / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) {
-      const T a = lanes[i], b = lanes[i + width];
-      lanes[i] = greatest ? (a > b ? a : b) : a + b;
-    }
-  }
-  return lanes[0];
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA
