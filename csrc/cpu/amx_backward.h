@@ -82,8 +82,8 @@ class TileBackward {
                                                   : round_gradients<false>();
       const Turnstile turnstile(turns, block_.seq, group_head, block_.q_begin / BLOCK_Q, at);
       turnstile.wait();
-      accumulate(w_.P_rows, w_.dO_pairs, p_.value_dim, params_.value_sum);
-      accumulate(w_.dS_rows, w_.Q_pairs, p_.head_dim, params_.key_sum);
+      accumulate(turnstile, w_.P_rows, w_.dO_pairs, p_.value_dim, params_.value_sum);
+      accumulate(turnstile, w_.dS_rows, w_.Q_pairs, p_.head_dim, params_.key_sum);
       turnstile.leave();
       multiply_query_gradient();
     }
@@ -234,10 +234,12 @@ class TileBackward {
 
   // sum[keys][dims] += rows^T pairs, over the block's queries. Whole steps are added to by the
   // tiles. Of the step at the end of the keys or of the band only some rows may be touched.
-  void accumulate(const half_t* rows, const half_t* pairs, int64_t dim, const Operand& sum) {
+  void accumulate(const Turnstile& turnstile, const half_t* rows, const half_t* pairs, int64_t dim,
+                  const Operand& sum) {
     const int64_t k_row = block_.seq.k_start + step_.begin;
     float* to = static_cast<float*>(sum.data) + block_.b * sum.batch + block_.h_kv * sum.head +
                 k_row * sum.row;
+    turnstile.touch_first(to, step_.count(), sum.row);
     const int64_t columns = round_up(dim, ROW_ALIGN);
     if (step_.count() == BLOCK_KV) {
       multiply_pairs(rows, pairs, dim, to, sum.row, true);

@@ -213,6 +213,8 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
             block.h_kv * params.key_sum.head + k_row * params.key_sum.row;
     const Turnstile turnstile(turns, block.seq, group_head, q_begin / BLOCK_Q, at);
     turnstile.wait();
+    turnstile.touch_first(dV, count, params.value_sum.row);
+    turnstile.touch_first(dK, count, params.key_sum.row);
     gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.value_dim), block.rows, P, BLOCK_Q, w.dO,
                                 round_up(p.value_dim, ROW_ALIGN), dV, params.value_sum.row);
     gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.head_dim), block.rows, w.dS, BLOCK_Q, w.Q,

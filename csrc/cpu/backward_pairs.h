@@ -152,6 +152,8 @@ inline void backward_block_pairs(const BackwardParams& params, int64_t b, int64_
                 block.h_kv * params.key_sum.head + k_row * params.key_sum.row;
     const Turnstile turnstile(turns, block.seq, group_head, q_begin / BLOCK_Q, at);
     turnstile.wait();
+    turnstile.touch_first(dV, count, params.value_sum.row);
+    turnstile.touch_first(dK, count, params.key_sum.row);
     gemm_pairs<AOrder::ROWS, true>(count, vectors<float>(p.value_dim), q_pairs, w.P_rows, BLOCK_Q,
                                    w.dO_pairs, v_ld, dV, params.value_sum.row);
     gemm_pairs<AOrder::ROWS, true>(count, vectors<float>(p.head_dim), q_pairs, w.dS_rows, BLOCK_Q,

@@ -14,7 +14,8 @@
 namespace fused_attention::cpu {
 namespace {
 
-constexpr int64_t FEWEST_QUERIES = 16;  // for blocks of queries; fewer are a step of decoding
+constexpr int64_t ROWS_TO_FINISH = 512;  // of dK and dV, by one thread
+constexpr int64_t FEWEST_QUERIES = 16;   // for blocks of queries; fewer are a step of decoding
 
 // Tiers of this build, best first.
 const Kernels* const TIERS[] = {
@@ -207,9 +208,11 @@ Status launch_backward(const BackwardParams& params, const char* isa, const Thre
   const auto finish_key_row = tiles != nullptr ? tiles->finish_key_row : kernels.finish_key_row;
   const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_k : p.len_k;
   const int64_t batches = p.cu_seqlens_q != nullptr ? 1 : p.batch;
-  status = for_each_item(useful, batches * p.heads_kv, 0, [&](int64_t item, void*) {
-    for (int64_t row = 0; row < rows; ++row) {
-      finish_key_row(all, item / p.heads_kv, item % p.heads_kv, row);
+  const int64_t row_blocks = blocks(rows, ROWS_TO_FINISH);
+  status = for_each_item(useful, batches * p.heads_kv * row_blocks, 0, [&](int64_t item, void*) {
+    const int64_t head = item / row_blocks, begin = item % row_blocks * ROWS_TO_FINISH;
+    for (int64_t row = begin; row < std::min(begin + ROWS_TO_FINISH, rows); ++row) {
+      finish_key_row(all, head / p.heads_kv, head % p.heads_kv, row);
     }
   });
   if (!status.ok || all.grad_bias.data == nullptr) return status;
