@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,18 +11,20 @@ PARTIAL = ".partial"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, bring it to the disk, then give it its name.
+    """Let `write` fill a file near `path`, bring it to the disk, then give it its name.
 
-    A reader sees the old file or the new one; so does whoever comes after a crash.
+    A reader sees the old file or the new one; so does whoever comes after a crash. The file is
+    written in a folder of its own, because libraries put temporary files beside it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    folder = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    folder.mkdir(exist_ok=True)
     try:
+        partial = folder / path.name
         write(partial)
         _to_disk(partial)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _to_disk(path.parent)
 
 
@@ -33,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half written."""
     for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_disk(path: Path) -> None:

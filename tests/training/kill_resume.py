@@ -9,11 +9,9 @@ weights at the end the same bit for bit.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -28,6 +26,7 @@ from fused_attention.training.history import read_log
 
 CHECKPOINT_EVERY = 6
 STEPS_PER_KILL = 60
+LONGEST_DELAY = 0.02  # seconds: a few steps
 MODELS = {"attention": (SmallModel, windows), "recurrent": (small_translator, pair_batches)}
 FORK = multiprocessing.get_context("fork")  # a child has torch imported already
 
@@ -41,24 +40,29 @@ def train(folder, settings, model):
     trainer.run()
 
 
-def kill_after(child, cpu_seconds):
-    """kill -9 after so much CPU time, which passes evenly on a busy machine, too."""
-    clock = ~child.pid << 3 | 2  # Linux: all threads of a process; see clock_getcpuclockid(3)
+def kill_after(child, log, step, seconds):
+    """kill -9 so long after a step, which comes on a busy machine, too, and on a fast one."""
     while child.is_alive():
-        if time.clock_gettime(clock) >= cpu_seconds:
+        if log.exists() and log.read_bytes().count(b"\n") >= step:
+            time.sleep(seconds)
             child.kill()
             return
         time.sleep(0.001)
 
 
 def run_killed(folder, settings, moments, model):
-    """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills."""
+    """Start, kill, resume, and so on; then let it end. Steps of the checkpoints at the kills.
+
+    moments: the steps after which a run is killed, counted from where it resumed, and seconds more.
+    """
     reached = []
     for moment in (*moments, None):
         child = FORK.Process(target=train, args=(folder, settings, model))
+        found = checkpoint.checkpoints(folder)
         child.start()
         if moment is not None:
-            kill_after(child, moment)
+            steps, seconds = moment
+            kill_after(child, folder / "log.jsonl", steps + (found[-1][0] if found else 0), seconds)
         child.join()
         found = checkpoint.checkpoints(folder)
         for _, path in found:
@@ -80,16 +84,13 @@ def compare(kills, seed=0, model="attention"):
         whole, killed = Path(name) / "whole", Path(name) / "killed"
         whole.mkdir()
         killed.mkdir()
-        trial = Path(name) / "trial"
-        trial.mkdir()
-        begin = _cpu_seconds_of_children()
-        run_killed(trial, dataclasses.replace(settings, steps=1), (), model)
-        started = _cpu_seconds_of_children()
         run_killed(whole, settings, (), model)
-        # Shorter than even parts: the run must not end before its last kill.
-        span = (_cpu_seconds_of_children() - started) / (1.5 * kills + 1)
+        # A few steps behind a random one, or while a checkpoint is written; never behind the end.
         chance = random.Random(seed)
-        moments = [started - begin + chance.uniform(0.0, 1.6) * span for _ in range(kills)]
+        moments = [
+            (chance.randrange(STEPS_PER_KILL // 2), chance.uniform(0.0, LONGEST_DELAY))
+            for _ in range(kills)
+        ]
         reached = run_killed(killed, settings, moments, model)
         logs = [[entry["loss"] for entry in read_log(f / "log.jsonl")] for f in (whole, killed)]
         ends = [checkpoint.load(checkpoint.checkpoints(f)[-1][1])[0] for f in (whole, killed)]
@@ -101,11 +102,6 @@ def compare(kills, seed=0, model="attention"):
             "same losses": len(logs[0]) == steps and logs[0] == logs[1],
             "same weights": all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]),
         }
-
-
-def _cpu_seconds_of_children():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def passed(report, kills):

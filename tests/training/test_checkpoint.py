@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -76,11 +81,25 @@ def test_the_name_comes_after_the_content_is_on_the_disk(tmp_path, monkeypatch):
     write_text(tmp_path / "file", "text")
     content, renamed, folder = events
     assert (renamed, folder) == ("replace", tmp_path)
-    assert content.name.endswith(files.PARTIAL)
+    assert content.parent.name.endswith(files.PARTIAL)
 
 
-def test_partial_files_are_removed(tmp_path):
-    (tmp_path / ".x.123.partial").touch()
-    (tmp_path / "x").touch()
+@pytest.mark.skipif(not hasattr(os, "fork"), reason=f"{sys.platform} cannot fork")
+def test_what_a_killed_writer_leaves_is_removed(tmp_path):
+    """Also the temporary files of libraries: safetensors has its own beside the one it is told."""
+
+    def write(partial):
+        partial.touch()
+        (partial.parent / ".tmpA1b2C3").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (tmp_path / "kept").touch()
+    child = multiprocessing.get_context("fork").Process(
+        target=write_file, args=(tmp_path / "x", write)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
     remove_partial(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
