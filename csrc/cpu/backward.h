@@ -61,12 +61,7 @@ inline T dot(const T* x, const T* y, int64_t n) {
   using V = Vec<T>;
   V sum = V::broadcast(T(0));
   for (int64_t i = 0; i < n; i += V::WIDTH) sum = V::fma(V::load(x + i), V::load(y + i), sum);
-  T lanes[V::WIDTH];
-  sum.store(lanes);
-  for (int64_t width = V::WIDTH / 2; width > 0; width /= 2) {
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  return sum.sum_lanes();
 }
 
 // lse and delta per lane, from dO's rows in w.dO, which are 0 where lse is -inf.

@@ -79,7 +79,7 @@ inline void load_upstream(const BackwardParams& params, const QueryBlock<T>& blo
     for (int64_t d = 0; d < w.ld; d += V::WIDTH) {
       sum = V::fma(V::load(dO + d), V::load(w.V + d), sum);
     }
-    w.delta[q] = sum_of_lanes(sum);
+    w.delta[q] = sum.sum_lanes();
     if (params.grad_lse.data != nullptr) {
       w.delta[q] -= *row_value<T>(params.grad_lse, block.b, block.h, row);
     }

@@ -133,12 +133,4 @@ inline void compute_scores(const QueryBlock<T>& block, const Projections<T>& x, 
   }
 }
 
-template <class T>
-inline T sum_of_lanes(Vec<T> x) {
-  T lanes[Vec<T>::WIDTH], sum = T(0);
-  x.store(lanes);
-  for (T lane : lanes) sum += lane;
-  return sum;
-}
-
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA::additive

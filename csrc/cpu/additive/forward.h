@@ -68,7 +68,7 @@ inline void online_softmax_update(ForwardState<T>& w, int64_t q, int64_t columns
     w.l[q] *= alpha;
   }
   w.m[q] = m;
-  w.l[q] += sum_of_lanes(sum);
+  w.l[q] += sum.sum_lanes();
 }
 
 template <class T>

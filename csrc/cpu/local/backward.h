@@ -98,13 +98,12 @@ struct LocalQueryGradients {
   using V = Vec<T>;
   const LocalBackwardParams& params;
   const LocalParams& p;
-  int64_t b, h, count = 0, tile_count = 0;
+  int64_t b, h, count = 0;
   int64_t ld_q, ld_v;
   T *Q, *dO, *dQ, *S, *A, *buffers;
   GradientRow<T> rows[LOCAL_ROWS];
   PositionSums<T> sums[LOCAL_ROWS];
   QueryRow<T> queries[LOCAL_ROWS];
-  RowTile tiles[LOCAL_ROWS];
 
   static int64_t elements(const LocalParams& p) {
     return LOCAL_ROWS * (2 * paired<T>(p.head_dim) + paired<T>(p.value_dim)) +
@@ -150,19 +149,7 @@ struct LocalQueryGradients {
   }
 
   void run() {
-    for (int64_t i = 0; i < count; i += tiles[tile_count++].count) {
-      tiles[tile_count] = row_tile(queries, i, count);
-    }
-    if (tile_count == 0) return;
-    const int64_t h_kv = h / (p.heads_q / p.heads_kv);
-    KeyRows<T> K(p.key, p.dtype, b, h_kv, p.head_dim, buffers);
-    T* behind = buffers + KeyRows<T>::elements(p.dtype, p.head_dim);
-    KeyRows<T> values(p.value, p.dtype, b, h_kv, p.value_dim, behind);
-    const auto load = [&](int64_t begin) {
-      K.start(begin);
-      values.start(begin);
-    };
-    walk_tiles(tiles, tile_count, load, [&](const RowTile& tile, Range keys) {
+    const auto step = [&](const RowTile& tile, Range keys, KeyRows<T>& K, KeyRows<T>& values) {
       const int64_t n = length_of(keys), at = tile.first;
       multiply_keys(Q + at * ld_q, ld_q, tile.count, K.rows(keys), n, p.head_dim, S);
       multiply_keys(dO + at * ld_v, ld_v, tile.count, values.rows(keys), n, p.value_dim, A);
@@ -170,7 +157,8 @@ struct LocalQueryGradients {
         score_gradients(p, rows[at + r], keys, S + r * STEP_KEYS, A + r * STEP_KEYS, sums[at + r]);
       }
       add_weighted(S, tile.count, K.rows(keys), n, p.head_dim, dQ + at * ld_q, ld_q);
-    });
+    };
+    walk_block(p, b, h, queries, count, buffers, step);
   }
 
   void write() const {

@@ -17,12 +17,11 @@ template <class T>
 struct LocalForward {
   using V = Vec<T>;
   const LocalParams& p;
-  int64_t b, h, count = 0, tile_count = 0;
+  int64_t b, h, count = 0;
   int64_t ld_q, ld_v;
   T *Q, *O, *S, *buffers;
   T m[LOCAL_ROWS], l[LOCAL_ROWS];
   QueryRow<T> queries[LOCAL_ROWS];
-  RowTile tiles[LOCAL_ROWS];
 
   static int64_t elements(const LocalParams& p) {
     return LOCAL_ROWS * (paired<T>(p.head_dim) + paired<T>(p.value_dim)) + TILE_ROWS * STEP_KEYS +
@@ -46,26 +45,15 @@ struct LocalForward {
   }
 
   void run() {
-    for (int64_t i = 0; i < count; i += tiles[tile_count++].count) {
-      tiles[tile_count] = row_tile(queries, i, count);
-    }
-    if (tile_count == 0) return;
-    const int64_t h_kv = h / (p.heads_q / p.heads_kv);
-    KeyRows<T> K(p.key, p.dtype, b, h_kv, p.head_dim, buffers);
-    T* behind = buffers + KeyRows<T>::elements(p.dtype, p.head_dim);
-    KeyRows<T> values(p.value, p.dtype, b, h_kv, p.value_dim, behind);
-    const auto load = [&](int64_t begin) {
-      K.start(begin);
-      values.start(begin);
-    };
-    walk_tiles(tiles, tile_count, load, [&](const RowTile& tile, Range keys) {
+    const auto step = [&](const RowTile& tile, Range keys, KeyRows<T>& K, KeyRows<T>& values) {
       const int64_t n = length_of(keys);
       multiply_keys(Q + tile.first * ld_q, ld_q, tile.count, K.rows(keys), n, p.head_dim, S);
       for (int64_t r = 0; r < tile.count; ++r) {
         online_softmax_update(tile.first + r, keys, S + r * STEP_KEYS);
       }
       add_weighted(S, tile.count, values.rows(keys), n, p.value_dim, O + tile.first * ld_v, ld_v);
-    });
+    };
+    walk_block(p, b, h, queries, count, buffers, step);
   }
 
   // m, l and O of query i, weights in place of its scores s.

@@ -158,6 +158,29 @@ class KeyRows {
 };
 static_assert(STEP_KEYS <= 64, "KeyRows has a bit for each key");
 
+// f(tile, keys, K, values) for all tiles of a block's queries and all of their keys, step by step;
+// K and values are KeyRows, in `buffers`.
+template <class T, class F>
+inline void walk_block(const LocalParams& p, int64_t b, int64_t h, const QueryRow<T>* queries,
+                       int64_t count, T* buffers, const F& f) {
+  RowTile tiles[LOCAL_ROWS];
+  int64_t tile_count = 0;
+  for (int64_t i = 0; i < count; i += tiles[tile_count++].count) {
+    tiles[tile_count] = row_tile(queries, i, count);
+  }
+  if (tile_count == 0) return;
+  const int64_t h_kv = h / (p.heads_q / p.heads_kv);
+  T* behind = buffers + KeyRows<T>::elements(p.dtype, p.head_dim);
+  KeyRows<T> K(p.key, p.dtype, b, h_kv, p.head_dim, buffers);
+  KeyRows<T> values(p.value, p.dtype, b, h_kv, p.value_dim, behind);
+  const auto load = [&](int64_t begin) {
+    K.start(begin);
+    values.start(begin);
+  };
+  walk_tiles(tiles, tile_count, load,
+             [&](const RowTile& tile, Range keys) { f(tile, keys, K, values); });
+}
+
 // One row of query or grad_out times `factor`, zeros up to whole pairs of vectors.
 template <class T>
 inline void load_row(const Operand& x, DType dtype, int64_t b, int64_t h, int64_t row, int64_t dim,
