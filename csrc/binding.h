@@ -33,10 +33,11 @@ inline DType dtype_of(const Tensor& x) {
   }
 }
 
-// [B, H, L, D] or, packed, [T, H, D].
+// [B, H, L, D] or, packed, [T, H, D]. Without elements strides mean nothing: torch calls every such
+// tensor contiguous.
 inline Operand operand(const Tensor& x) {
   const bool packed = x.dim() == 3;
-  STD_TORCH_CHECK(x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1,
+  STD_TORCH_CHECK(x.size(x.dim() - 1) <= 1 || x.stride(x.dim() - 1) == 1 || x.numel() == 0,
                   "fused_attention: the last dimension must be contiguous");
   if (packed) return {x.data_ptr(), 0, x.stride(1), x.stride(0)};
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)};

@@ -184,6 +184,15 @@ def test_gradient_of_a_sum_is_no_special_case(dtype: torch.dtype, backend: str) 
     assert all(map(torch.equal, expanded, written_out))
 
 
+@every_backend
+@pytest.mark.parametrize("sizes", [{"batch": 0}, {"len_q": 0}, {"batch": 0, "len_q": 0}], ids=str)
+def test_gradient_of_an_empty_sum(sizes: dict[str, int], backend: str) -> None:
+    """Its strides are 0 as well, and torch calls what is empty contiguous."""
+    function, tensors = function_of(AttentionCase("", **sizes).make(), backend)
+    for grad in torch.autograd.grad(function(*tensors)[0].sum(), tensors):
+        assert (grad == 0).all()
+
+
 def saved_tensors(function: Callable[[], Any]) -> int:
     """How many tensors autograd keeps for `function`."""
     count = 0

@@ -57,6 +57,17 @@ def test_valid_cases_pass_and_describe_themselves(case: AttentionCase) -> None:
     assert not problem.needs_grad
 
 
+def test_strides_of_an_empty_operand_mean_nothing() -> None:
+    nothing = torch.zeros(()).expand(2, 4, 0, 5)
+    assert nothing.stride(-1) == 0 and nothing.is_contiguous()
+    assert attention(nothing, torch.zeros(2, 2, 3, 5), torch.zeros(2, 2, 3, 5)).shape == (
+        2,
+        4,
+        0,
+        5,
+    )
+
+
 def test_prints_on_one_line() -> None:
     case = AttentionCase("", heads_q=6, heads_kv=2, len_q=5, len_k=7, value_dim=8)
     case_options: dict[str, Any] = {

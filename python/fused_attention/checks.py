@@ -71,7 +71,7 @@ def check_operands(
         if tensor.dim() != rank:
             rule = f"must be {rank}-D {layouts[rank]}"
             wrong_value(argument, rule, f"shape {shape_of(tensor)}")
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel():
             got = f"stride {tensor.stride(-1)}"
             wrong_value(argument, "must be contiguous in its last dimension", got)
 

@@ -194,7 +194,7 @@ def _check_new(query: Tensor, key_cache: Tensor, value_cache: Tensor, key: Any, 
         if new.dim() != 4 or tuple(new.shape[:3]) != want or new.shape[3] != cache.shape[3]:
             rule = f"must have shape [{want[0]}, {want[1]}, new, {cache.shape[3]}], new as key's"
             checks.wrong_value(name, rule, f"shape {checks.shape_of(new)}")
-        if new.stride(-1) != 1 and new.shape[-1] > 1:
+        if new.stride(-1) != 1 and new.shape[-1] > 1 and new.numel():
             got = f"stride {new.stride(-1)}"
             checks.wrong_value(name, "must be contiguous in its last dimension", got)
         shared = (n > 1 and step == 0 for n, step in zip(cache.shape, cache.stride(), strict=True))

@@ -50,6 +50,15 @@ def test_gradients_are_numerical_derivatives(case: LocalCase, backend: str) -> N
 
 
 @every_backend
+@pytest.mark.parametrize("sizes", [{"batch": 0}, {"len_q": 0}], ids=str)
+def test_gradient_of_an_empty_sum(sizes: dict[str, int], backend: str) -> None:
+    """It is one expanded number, whose strides mean nothing."""
+    function, tensors = function_of(LocalCase("", **sizes).make(), backend)
+    for grad in torch.autograd.grad(function(*tensors)[0].sum(), tensors, allow_unused=True):
+        assert grad is None or (grad == 0).all()
+
+
+@every_backend
 @every_case
 def test_double_backward_is_a_numerical_derivative(case: LocalCase, backend: str) -> None:
     function, tensors = function_of(case.make(), backend)

@@ -178,7 +178,7 @@ def check_cache(cache: Cache, batch: int) -> None:
     if value.dim() != 4 or value.shape[:3] != key.shape[:3]:
         wrong_shape("v_cache", layout, value)
     for name, tensor in (("k_cache", key), ("v_cache", value)):
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel():
             got = f"stride {tensor.stride(-1)}"
             wrong_value(name, "must be contiguous in its last dimension", got)
     integers = {"cache_batch_idx": cache.batch_idx, "cache_leftpad": cache.leftpad}
