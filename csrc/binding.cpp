@@ -31,7 +31,7 @@ bool is_index(int64_t length) { return length < fused_attention::BAND_UNBOUNDED;
 
 // What problem.py checks, of a call that has nothing but its operands, a band and a scale. Whatever
 // is refused here is told or served by the long way.
-void check_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
+void check_plain(const Tensor& query, const Tensor& key, const Tensor& value) {
   constexpr int64_t MAX_HEAD_DIM = 512, MAX_BATCH_HEADS = int64_t{1} << 31;
   STD_TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4 && query.is_cpu() &&
                       key.is_cpu() && value.is_cpu() && key.scalar_type() == query.scalar_type() &&
@@ -43,9 +43,37 @@ void check_plain(const Tensor& query, const Tensor& key, const Tensor& value, do
                       heads_q % heads_kv == 0 && value.size(1) == heads_kv &&
                       batch * heads_q < MAX_BATCH_HEADS && is_index(query.size(2)) &&
                       is_index(key.size(2)) && value.size(2) == key.size(2) && dim > 0 &&
-                      dim <= MAX_HEAD_DIM && key.size(3) == dim && value.size(3) == dim &&
-                      std::isfinite(scale),
+                      dim <= MAX_HEAD_DIM && key.size(3) == dim && value.size(3) == dim,
                   "fused_attention: the shapes do not fit");
+}
+
+const OptionalTensor NONE;
+
+// A plain call, checked, as the general operators have it.
+Shared plain_call(const Tensor& query, const Tensor& key, const Tensor& value,
+                  std::optional<double> scale, int64_t left, int64_t right,
+                  std::optional<int64_t> offset) {
+  check_plain(query, key, value);
+  const double factor = scale ? *scale : std::pow(static_cast<double>(query.size(3)), -0.5);
+  STD_TORCH_CHECK(std::isfinite(factor), "fused_attention: the scale is not finite");
+  const int64_t diagonal = offset ? *offset : key.size(2) - query.size(2);
+  return {query, key,  value,  NONE, NONE, NONE,  NONE,     NONE, NONE,
+          NONE,  NONE, factor, 0.0,  left, right, diagonal, 0.0};
+}
+
+BackwardParams backward_params_of(const Shared& in, const Tensor& out, const Tensor& lse,
+                                  const Tensor& grad_out, const OptionalTensor& grad_lse,
+                                  const Tensor& delta, const Tensor& grad_query,
+                                  const Tensor& grad_key, const Tensor& grad_value) {
+  BackwardParams params;
+  params.forward = params_of(in, out, lse);
+  params.grad_out = operand(grad_out);
+  params.grad_query = operand(grad_query);
+  params.grad_key = operand(grad_key);
+  params.grad_value = operand(grad_value);
+  if (grad_lse) params.grad_lse = row_vector(*grad_lse);
+  params.delta = row_vector(delta);
+  return params;
 }
 
 // A whole call: checks, results and kernel, for problems that take less time than their checks in
@@ -53,22 +81,30 @@ void check_plain(const Tensor& query, const Tensor& key, const Tensor& value, do
 std::tuple<Tensor, Tensor> cpu_attention(const Tensor& query, const Tensor& key,
                                          const Tensor& value, std::optional<double> scale,
                                          int64_t left, int64_t right, std::optional<int64_t> offset,
-                                         std::string isa) {
-  const double factor = scale ? *scale : std::pow(static_cast<double>(query.size(-1)), -0.5);
-  check_plain(query, key, value, factor);
+                                         std::string isa, bool backward_follows) {
+  const Shared in = plain_call(query, key, value, scale, left, right, offset);
   const bool wide = dtype_of(query) == fused_attention::DType::FLOAT64;
-  const OptionalTensor none;
-  const Shared in{
-      query, key,  value, none,   none, none, none,  none,
-      none,  none, none,  factor, 0.0,  left, right, offset ? *offset : key.size(2) - query.size(2),
-      0.0};
   Tensor out = torch::stable::empty_like(query);
   Tensor lse = torch::stable::new_empty(
       query, {query.size(0), query.size(1), query.size(2)},
       wide ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float);
-  raise_if_error(fused_attention::cpu::launch_forward(params_of(in, out, lse), false, isa.c_str(),
-                                                      torch_threads()));
+  raise_if_error(fused_attention::cpu::launch_forward(params_of(in, out, lse), backward_follows,
+                                                      isa.c_str(), torch_threads()));
   return {out, lse};
+}
+
+// Its gradients; the arguments are those of such a call and its results.
+std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(
+    const Tensor& grad_out, OptionalTensor grad_lse, const Tensor& query, const Tensor& key,
+    const Tensor& value, const Tensor& out, const Tensor& lse, std::optional<double> scale,
+    int64_t left, int64_t right, std::optional<int64_t> offset, std::string isa) {
+  const Shared in = plain_call(query, key, value, scale, left, right, offset);
+  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key),
+         grad_value = torch::stable::empty_like(value), delta = torch::stable::empty_like(lse);
+  const BackwardParams params =
+      backward_params_of(in, out, lse, grad_out, grad_lse, delta, grad_query, grad_key, grad_value);
+  raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
+  return {grad_query, grad_key, grad_value};
 }
 
 void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor bias,
@@ -82,14 +118,8 @@ void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, O
   const Shared in{query,      key,          value,        bias,         alibi_slopes, sinks,
                   kv_lengths, cu_seqlens_q, cu_seqlens_k, band_offsets, rng_state,    scale,
                   softcap,    left,         right,        offset,       dropout_p};
-  BackwardParams params;
-  params.forward = params_of(in, out, lse);
-  params.grad_out = operand(grad_out);
-  params.grad_query = operand(grad_query);
-  params.grad_key = operand(grad_key);
-  params.grad_value = operand(grad_value);
-  if (grad_lse) params.grad_lse = row_vector(*grad_lse);
-  params.delta = row_vector(delta);
+  BackwardParams params =
+      backward_params_of(in, out, lse, grad_out, grad_lse, delta, grad_query, grad_key, grad_value);
   params.grad_bias = bias_of(grad_bias);
   raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
 }
@@ -152,7 +182,11 @@ std::string cpu_isas() { return fused_attention::cpu::available_isas(); }
 STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
   m.def(
       "cpu_attention(Tensor query, Tensor key, Tensor value, float? scale, int left, int right, "
-      "int? offset, str isa) -> (Tensor out, Tensor lse)");
+      "int? offset, str isa, bool backward_follows) -> (Tensor out, Tensor lse)");
+  m.def(
+      "cpu_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor out, Tensor lse, float? scale, int left, int right, int? offset, "
+      "str isa) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)");
   m.def("cpu_forward(" SHARED_ARGUMENTS
         "bool backward_follows, Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("cpu_backward(" SHARED_ARGUMENTS
@@ -172,6 +206,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FUSED_ATTENTION_OPERATORS, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(FUSED_ATTENTION_OPERATORS, CPU, m) {
   m.impl("cpu_attention", TORCH_BOX(&cpu_attention));
+  m.impl("cpu_attention_backward", TORCH_BOX(&cpu_attention_backward));
   m.impl("cpu_forward", TORCH_BOX(&cpu_forward));
   m.impl("cpu_backward", TORCH_BOX(&cpu_backward));
   m.impl("cpu_decode", TORCH_BOX(&cpu_decode));

@@ -58,13 +58,16 @@ ARROWS: dict[str, set[str]] = {
     },
     "prepare": {
         *("autocast", "autograd", "backends", "checks", "dispatch", "masks", "options"),
-        *("problem", "shortcut"),
+        "problem",
+    },
+    "plain_calls": {
+        *("autograd", "backends", "batching", "masks", "options", "prepare", "shortcut"),
     },
     "decoding": {
         *("backends", "decode_checks", "decode_problem", "dispatch", "masks", "options"),
         *("prepare", "shortcut"),
     },
-    "functional": {"checks", "dispatch", "masks", "merge", "options", "prepare"},
+    "functional": {"checks", "dispatch", "masks", "merge", "options", "plain_calls", "prepare"},
     "additive": {
         *("_ext", "autocast", "backends", "checks", "formulas", "masks", "mechanism", "operators"),
         *("prepare", "selection", "triton_kernels"),

@@ -1,4 +1,4 @@
-"""A plain call of inference goes one short way: the same bits as on the long way, or not at all."""
+"""A plain call goes one short way: the same bits as on the long way, or not at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_attention import Band, _ext, attention
 from fused_attention.backends import cpu
-from fused_attention.prepare import prepare, run, run_plain
+from fused_attention.plain_calls import run_plain
+from fused_attention.prepare import prepare, run
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PLAIN = (1.5, 0.0, 0.0)  # scale, softcap, dropout_p
@@ -83,6 +85,130 @@ def test_attention_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
         attention(*tensors, softcap=1.0)
 
 
+def trained(tensors: Any, which: Any = (True, True, True)) -> list[Tensor]:
+    return [x.clone().requires_grad_(wanted) for x, wanted in zip(tensors, which, strict=True)]
+
+
+def gradients_on_both_ways(
+    tensors: Any, wanted: Any = (True, True, True), mask: Any = FULL, scale: float | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Of a function of out and lse whose gradient by out is one expanded number."""
+    causal, window, band = mask
+    found = []
+    for short in (True, False):
+        operands = trained(tensors, wanted)
+        if short:
+            results = run_plain(*operands, mask, (scale, 0.0, 0.0), None)
+            assert results is not None, "went the long way"
+        else:
+            results = on_the_long_way(
+                tuple(operands), causal=causal, window=window, band=band, scale=scale
+            )
+        out, lse = results
+        (out.sum() + (lse * torch.linspace(-1, 1, lse.shape[-1]).to(lse.dtype)).sum()).backward()
+        found.append([out.detach(), lse.detach(), *(x.grad for x in operands)])
+    return found[0], found[1]
+
+
+def assert_same_or_none(found: list[Any], expected: list[Any]) -> None:
+    assert [x is None for x in found] == [x is None for x in expected]
+    assert_same([x for x in found if x is not None], [x for x in expected if x is not None])
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"len_q": 1}, {"len_q": 70, "dim": 8}], ids=str)
+def test_the_same_gradients(dtype: torch.dtype, sizes: dict[str, int]) -> None:
+    tensors = operands(dtype=dtype, **sizes)
+    for mask, scale in (
+        (FULL, None),
+        ((True, (5, 0), None), 0.25),
+        ((False, None, Band(3, 2)), -2),
+    ):
+        numbers = None if scale is None else float(scale)
+        assert_same_or_none(*gradients_on_both_ways(tensors, mask=mask, scale=numbers))
+
+
+@native
+@pytest.mark.parametrize("index", range(3))
+def test_gradients_only_of_what_wants_them(index: int) -> None:
+    wanted = [i == index for i in range(3)]
+    found, expected = gradients_on_both_ways(operands(), wanted)
+    assert [x is not None for x in found[2:]] == wanted
+    assert_same_or_none(found, expected)
+
+
+@native
+@pytest.mark.parametrize("sizes", [{}, {"len_q": 0}, {"len_k": 0}, {"dim": 5}], ids=str)
+def test_no_result_is_left_unwritten(sizes: dict[str, int]) -> None:
+    """torch fills what it allocates with NaN, also for C++."""
+    band = Band(0, 0, offset=-5)  # the first rows see no key
+    torch.use_deterministic_algorithms(True)
+    try:
+        found, expected = gradients_on_both_ways(operands(**sizes), mask=(False, None, band))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(x.isnan().any() for x in found)
+    assert_same_or_none(found, expected)
+
+
+@native
+def test_gradients_keep_the_layout() -> None:
+    tensors = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in operands())
+    assert_same_or_none(*gradients_on_both_ways(tensors))
+
+
+@native
+def test_gradients_of_lse_alone_and_of_rows_that_see_nothing() -> None:
+    band, tensors = Band(0, 0, offset=-5), trained(operands())
+    grads = []
+    for results in (
+        run_plain(*tensors, (False, None, band), PLAIN, None),
+        on_the_long_way(tuple(tensors), band=band, scale=PLAIN[0]),
+    ):
+        assert results is not None and (results[1] == -torch.inf).any()
+        seen = results[1][torch.isfinite(results[1])]
+        grads.append(torch.autograd.grad(seen.sum(), tensors))
+    assert_same(*grads)
+
+
+@native
+def test_second_derivatives() -> None:
+    tensors = trained(operands(len_q=3, len_k=4, dim=5, dtype=torch.float64))
+    assert run_plain(*tensors, FULL, PLAIN, None) is not None
+
+    def short(*operands: Tensor) -> Any:
+        return run_plain(*operands, (True, None, None), PLAIN, None)
+
+    assert torch.autograd.gradgradcheck(short, tensors, atol=1e-6)
+
+
+@native
+def test_no_grad_saves_nothing() -> None:
+    tensors = trained(operands())
+    with torch.no_grad():
+        out, lse = run_plain(*tensors, FULL, PLAIN, None)
+    assert not out.requires_grad and not lse.requires_grad
+
+
+@native
+def test_who_watches_the_gradients_sees_the_general_operator() -> None:
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    tensors = trained(operands())
+    out, _ = run_plain(*tensors, FULL, PLAIN, None)
+    with Recorder():
+        grads = torch.autograd.grad(out.sum(), tensors)
+    assert "fused_attention.backward.default" in seen
+    out, _ = run_plain(*tensors, FULL, PLAIN, None)
+    assert_same(torch.autograd.grad(out.sum(), tensors), grads)
+
+
 def refused(*tensors: Any, mask: Any = FULL, numbers: Any = PLAIN, backend: Any = None) -> bool:
     return run_plain(*tensors, mask, numbers, backend) is None
 
@@ -91,9 +217,6 @@ def refused(*tensors: Any, mask: Any = FULL, numbers: Any = PLAIN, backend: Any 
 def test_whatever_is_not_plain_goes_the_long_way() -> None:
     query, key, value = operands()
     assert not refused(query, key, value)
-    for index in range(3):
-        trained = [x.clone().requires_grad_(i == index) for i, x in enumerate((query, key, value))]
-        assert refused(*trained)
     for numbers in (
         (1, 0.0, 0.0),
         (1.0, 2.0, 0.0),
@@ -133,6 +256,8 @@ def test_operands_that_do_not_fit_go_the_long_way_where_they_are_told() -> None:
     ]
     for tensors in wrong:
         assert refused(*tensors), tensors
+        if all(isinstance(x, Tensor) and x.is_floating_point() for x in tensors):
+            assert refused(*[x.detach().requires_grad_() for x in tensors]), tensors
     for scale in (float("nan"), float("inf")):
         assert refused(query, key, value, numbers=(scale, 0.0, 0.0))
 

@@ -135,10 +135,7 @@ class _Forward(_SingleLevelFunction):
         *scalars, backend = ctx.scalars
         call, bias_grad = Call(*tensors, *scalars), needed[BIAS]
         parts = (grad_out, grad_lse), call, (out, lse), (backend, bias_grad)
-        if torch.is_grad_enabled() or transforms_active():
-            found = backward_op(*join_backward(*parts))
-        else:
-            found = _gradients_below_autograd(*parts)
+        found = gradients(*parts)
         for index, grad in zip(DIFFERENTIABLE, found, strict=True):
             if needed[index]:
                 grads[index] = grad
@@ -167,10 +164,17 @@ class _Backward(_SingleLevelFunction):
         return second_gradients(formula, ctx.saved_tensors, ctx.needs_input_grad, cotangents)
 
 
-def _gradients_below_autograd(grads: Any, call: Call, results: Any, rest: Any) -> Sequence[Any]:
+def gradients(grads: Any, call: Call, results: Any, rest: Any) -> Sequence[Any]:
+    """Gradients in the order of DIFFERENTIABLE, of the parts that `split_backward` gives.
+
+    Differentiable where gradients are enabled.
+    """
+    if torch.is_grad_enabled() or transforms_active():
+        found: Sequence[Any] = backward_op(*join_backward(grads, call, results, rest))
+        return found
     with torch._C._AutoDispatchBelowAutograd():
         if watched((*grads, *call, *results)):
-            found: Sequence[Any] = backward_op(*join_backward(grads, call, results, rest))
+            found = backward_op(*join_backward(grads, call, results, rest))
             return found
         return _gradients(grads, call, results, rest)
 

@@ -11,7 +11,8 @@ from fused_attention.checks import check_tensor
 from fused_attention.dispatch import Explanation
 from fused_attention.masks import Band
 from fused_attention.merge import merge_attention
-from fused_attention.prepare import prepare, run, run_plain
+from fused_attention.plain_calls import run_plain
+from fused_attention.prepare import prepare, run
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,13 +10,11 @@ from torch import Tensor
 from fused_attention import checks
 from fused_attention.autocast import lowered
 from fused_attention.autograd import attend
-from fused_attention.backends import cpu
 from fused_attention.backends.call import Call
 from fused_attention.dispatch import select
 from fused_attention.masks import UNBOUNDED, Band
 from fused_attention.options import Window
 from fused_attention.problem import Problem
-from fused_attention.shortcut import plain_tensors, watched
 
 _FULL = Band.full()
 _CAUSAL = Band.causal()
@@ -106,39 +104,6 @@ def prepare(
         problem.deterministic,
     )
     return problem, call
-
-
-def run_plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: tuple[bool, Window | None, Band | None],
-    numbers: tuple[float | None, float, float],
-    backend: str | None,
-) -> tuple[Tensor, Tensor] | None:
-    """out and lse of a plain call of inference on a CPU, at once; None: go the long way.
-
-    None says nothing about the call: that it is wrong, watched, trained, cast or for another
-    backend is found out on the long way, `prepare` and `run`.
-
-    Args:
-        mask: causal, window and band.
-        numbers: scale, softcap and dropout_p.
-    """
-    scale, softcap, dropout_p = numbers
-    if (
-        torch.compiler.is_compiling()
-        or not plain_tensors(query, key, value)
-        or not query.is_cpu
-        or (query.requires_grad or key.requires_grad or value.requires_grad)
-        or (backend is not None and backend != cpu.NAME)
-        or not (scale is None or type(scale) is float)
-        or not (type(softcap) is type(dropout_p) is float and softcap == dropout_p == 0.0)
-        or torch._C._is_any_autocast_enabled()
-        or watched((query, key, value))
-    ):
-        return None
-    return cpu.attention(query, key, value, resolve_band(*mask), scale)
 
 
 def run(

@@ -24,7 +24,7 @@ from backends.test_cpu import (  # noqa: F401
 from backends.test_cpu_threads import CASES as THREAD_CASES
 from backends.test_cpu_threads import assert_bit_equal, forward_and_gradients
 from hypothesis import HealthCheck, given, settings
-from native.amx_model import operators
+from native.amx_model import REPLACED, operators
 from native.build import ROOT
 from places import Place
 from shapes import CASES, attention_cases
@@ -72,7 +72,7 @@ TILES = (
 
 
 def use_model(monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
-    for name in ("cpu_attention", "cpu_forward", "cpu_backward"):
+    for name in REPLACED:
         monkeypatch.setattr(torch.ops.fused_attention, name, getattr(operators(), name))
     monkeypatch.setattr(_ext, "cpu_isa", lambda: tier)
 
@@ -193,10 +193,10 @@ def test_dead_rows_give_zero_whatever_comes_from_above(dtype):
 AT_THE_END_OF_MEMORY = """
 import ctypes, mmap, sys
 import torch
-from native.amx_model import operators
+from native.amx_model import REPLACED, operators
 from fused_attention import _ext, attention
 _ext.cpu_isa()
-for name in ("cpu_attention", "cpu_forward", "cpu_backward"):
+for name in REPLACED:
     setattr(torch.ops.fused_attention, name, getattr(operators(), name))
 _ext.cpu_isa = lambda: "amx_bf16"
 PAGE, NONE = mmap.PAGESIZE, 0

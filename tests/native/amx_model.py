@@ -15,6 +15,7 @@ import torch
 from native.build import ROOT
 
 OPERATORS = "fused_attention_amx_model"
+REPLACED = ("cpu_attention", "cpu_attention_backward", "cpu_forward", "cpu_backward")
 FOLDER = ROOT / "build" / "native" / "amx_model"
 FLAGS = (
     "-DFUSED_ATTENTION_AMX_MODEL",
@@ -26,7 +27,7 @@ FLAGS = (
 
 @functools.cache
 def operators() -> Any:
-    """The operators cpu_attention, cpu_forward, cpu_backward and cpu_isas of that library.
+    """The operators REPLACED and cpu_isas of that library.
 
     Sources and flags are those of setup.py; only what has changed is compiled.
     """

@@ -35,7 +35,12 @@ def why_not(problem: Problem | DecodeProblem) -> list[str]:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, band: Band, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    band: Band,
+    scale: float | None,
+    backward_follows: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """(out, lse) of a call that has nothing but these arguments, or None: ask the long way.
 
@@ -44,13 +49,30 @@ def attention(
     """
     if _ext.cpu_unavailable() is not None:
         return None
-    scalars = (scale, band.left, band.right, band.offset, _ext.cpu_isa())
+    scalars = (scale, band.left, band.right, band.offset, _ext.cpu_isa(), backward_follows)
     try:
         results: tuple[Tensor, Tensor]
         results = torch.ops.fused_attention.cpu_attention.default(query, key, value, *scalars)
     except RuntimeError:  # dtypes, devices, shapes, strides that it does not take
         return None
     return results
+
+
+def attention_gradients(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    operands: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
+    band: Band,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, the operands of such a call; layouts as in `backward`."""
+    grads: tuple[Tensor, Tensor, Tensor]
+    grads = torch.ops.fused_attention.cpu_attention_backward.default(
+        *(grad_out, grad_lse, *operands, *results),
+        *(scale, band.left, band.right, band.offset, _ext.cpu_isa()),
+    )
+    return grads
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor]:
