@@ -30,10 +30,10 @@ def test_the_nearer_limit_counts() -> None:
     assert found.least_seconds(1e9, 3e6) == 3.0 and found.nearest(1e9, 3e6) == "read"
 
 
-def test_rates_follow_from_amounts_and_medians() -> None:
+def test_rates_follow_from_the_best_multiplication_and_the_median_of_reading() -> None:
     probes = Probes({}, flops=6.0, bytes=8.0)
-    timings = {MULTIPLY: Timing((2.0, 3.0, 9.0), 1), READ: Timing((4.0,), 1)}
-    assert probes.limits(timings) == Limits(peak_flops=2.0, read_bytes=2.0)
+    timings = {MULTIPLY: Timing((2.0, 3.0, 9.0), 1), READ: Timing((1.0, 4.0, 9.0), 1)}
+    assert probes.limits(timings) == Limits(peak_flops=3.0, read_bytes=2.0)
 
 
 @native
