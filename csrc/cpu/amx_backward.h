@@ -326,19 +326,21 @@ inline void backward_on_tiles(const BackwardParams& params, int64_t b, int64_t h
   TileBackward<Half>(params, block, keys, w).run(turns);
 }
 
-// One row of dK, which gets the scale here, and of dV, from the accumulators to the tensors.
+// Rows of dK, which gets the scale here, and of dV, from the sums to the tensors.
 template <class Half>
-inline void finish_tile_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
+inline void finish_tile_rows(const BackwardParams& params, int64_t b, int64_t h, int64_t begin,
+                             int64_t end) {
   const AttentionParams& p = params.forward;
   const auto finish = [&](const Operand& sum, const Operand& to, int64_t dim, float factor) {
-    const float* from =
-        static_cast<const float*>(sum.data) + b * sum.batch + h * sum.head + row * sum.row;
-    half_t* out = const_cast<half_t*>(half_rows(to, b, h, row).data);
-    for (int64_t d = 0; d < dim; d += 16) {
-      const __m512i halves =
-          Half::round(Vec<float>::load(from + d) * Vec<float>::broadcast(factor));
-      _mm256_mask_storeu_epi16(out + d, static_cast<__mmask16>(first_halves(min_of(dim - d, 16))),
-                               _mm512_cvtepi32_epi16(halves));
+    const float* from = static_cast<const float*>(sum.data) + b * sum.batch + h * sum.head;
+    for (int64_t row = begin; row < end; ++row) {
+      half_t* out = const_cast<half_t*>(half_rows(to, b, h, row).data);
+      for (int64_t d = 0; d < dim; d += 16) {
+        const __m512i halves =
+            Half::round(Vec<float>::load(from + row * sum.row + d) * Vec<float>::broadcast(factor));
+        _mm256_mask_storeu_epi16(out + d, static_cast<__mmask16>(first_halves(min_of(dim - d, 16))),
+                                 _mm512_cvtepi32_epi16(halves));
+      }
     }
   };
   finish(params.key_sum, params.grad_key, p.head_dim, static_cast<float>(p.scale));

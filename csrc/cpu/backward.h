@@ -64,13 +64,13 @@ inline T dot(const T* x, const T* y, int64_t n) {
   return sum.sum_lanes();
 }
 
-// lse and delta per lane, from dO's rows in w.dO, which are 0 where lse is -inf.
-template <class T, class Scratch>
-inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& block, Scratch& w) {
+// lse and delta per lane; `dot(q)` is dO's row q times that of O and is asked for those alone that
+// saw a key.
+template <class T, class Scratch, class Dot>
+inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& block, Scratch& w,
+                            const Dot& dot) {
   const AttentionParams& p = params.forward;
   const int64_t b = block.b, h = block.h, row = block.q_row();
-  const int64_t dO_ld = round_up(p.value_dim, ROW_ALIGN);
-  const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
   for (int64_t q = 0; q < BLOCK_Q; ++q) {
     w.lse[q] = -NEG_INFINITY<T>;
     w.delta[q] = T(0);
@@ -78,7 +78,7 @@ inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& b
     const T lse = *row_value<T>(p.lse, b, h, row + q);
     if (lse == NEG_INFINITY<T>) continue;
     w.lse[q] = lse;
-    w.delta[q] = dot(w.dO + q * dO_ld, O.data + q * O.ld, dO_ld);
+    w.delta[q] = dot(q);
     if (params.grad_lse.data != nullptr) {
       w.delta[q] -= *row_value<T>(params.grad_lse, b, h, row + q);
     }
@@ -86,9 +86,9 @@ inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& b
 }
 
 // dO's rows in w.dO, 0 for rows that saw no key.
-template <class T, class Scratch>
+template <class T>
 inline void load_output_gradient(const BackwardParams& params, const QueryBlock<T>& block,
-                                 Scratch& w) {
+                                 BackwardScratch<T>& w) {
   const AttentionParams& p = params.forward;
   const int64_t b = block.b, h = block.h, row = block.q_row();
   const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
@@ -110,7 +110,10 @@ inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& 
   load_output_gradient(params, block, w);
   load_lanes(Tile<T>{w.dO, round_up(p.value_dim, ROW_ALIGN)}, block.rows, p.value_dim, T(1),
              w.dO_lanes);
-  load_statistics(params, block, w);
+  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
+  const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
+  load_statistics(params, block, w,
+                  [&](int64_t q) { return dot(w.dO + q * ld, O.data + q * O.ld, ld); });
 }
 
 // P^T into w.P, dS^T (before the softcap's slope and the scale) into w.dS.
@@ -221,19 +224,20 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   write_query_gradient(params, block, T(1), w);
 }
 
-// One row of dK, times `factor`, and dV from the accumulators to the tensors.
+// Rows of dK, times `factor`, and dV from the sums to the tensors.
 template <class T>
-inline void finish_key_row(const BackwardParams& params, int64_t b, int64_t h, int64_t row,
-                           T factor) {
-  const AttentionParams& p = params.forward;
-  const T* dK = static_cast<const T*>(params.key_sum.data) + b * params.key_sum.batch +
-                h * params.key_sum.head + row * params.key_sum.row;
-  const T* dV = static_cast<const T*>(params.value_sum.data) + b * params.value_sum.batch +
-                h * params.value_sum.head + row * params.value_sum.row;
-  store_row(dK, factor, p.dtype, p.head_dim,
-            const_cast<char*>(row_pointer(params.grad_key, p.dtype, b, h, row)));
-  store_row(dV, T(1), p.dtype, p.value_dim,
-            const_cast<char*>(row_pointer(params.grad_value, p.dtype, b, h, row)));
+inline void finish_key_rows(const BackwardParams& params, int64_t b, int64_t h, int64_t begin,
+                            int64_t end, T factor) {
+  const DType dtype = params.forward.dtype;
+  const auto finish = [&](const Operand& sum, const Operand& to, int64_t dim, T scale) {
+    const T* from = static_cast<const T*>(sum.data) + b * sum.batch + h * sum.head;
+    for (int64_t row = begin; row < end; ++row) {
+      char* out = const_cast<char*>(row_pointer(to, dtype, b, h, row));
+      store_row(from + row * sum.row, scale, dtype, dim, out);
+    }
+  };
+  finish(params.key_sum, params.grad_key, params.forward.head_dim, factor);
+  finish(params.value_sum, params.grad_value, params.forward.value_dim, T(1));
 }
 
 }  // namespace fused_attention::cpu::FUSED_ATTENTION_ISA

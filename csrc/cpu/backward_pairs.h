@@ -11,7 +11,7 @@ namespace fused_attention::cpu::FUSED_ATTENTION_ISA {
 struct BackwardScratchPairs {
   bf16_t *Q_pairs, *Q_lanes, *dO_pairs, *dO_lanes, *dO_rows, *K, *V, *K_pairs;
   bf16_t *P_rows, *dS_rows, *dS_pairs;
-  float *dO, *dQ, *rows, *S, *dP, *slope, *dropout, *bias;
+  float *dQ, *S, *dP, *slope, *dropout, *bias;
   alignas(64) float lse[BLOCK_Q];
   alignas(64) float delta[BLOCK_Q];
 
@@ -29,9 +29,7 @@ struct BackwardScratchPairs {
     P_rows = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     dS_rows = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
     dS_pairs = arena.take<bf16_t>(BLOCK_KV * BLOCK_Q);
-    dO = arena.take<float>(BLOCK_Q * v);
     dQ = arena.take<float>(BLOCK_Q * round_up(p.head_dim, ROW_ALIGN));
-    rows = arena.take<float>(BLOCK_Q * v);
     S = arena.take<float>(BLOCK_KV * BLOCK_Q);
     dP = arena.take<float>(BLOCK_KV * BLOCK_Q);
     slope = arena.take<float>(BLOCK_KV * BLOCK_Q);
@@ -46,6 +44,28 @@ struct BackwardScratchPairs {
   }
 };
 
+// dO's rows, 0 for those that saw no key.
+inline RowsBf16 load_output_gradient_pairs(const BackwardParams& params,
+                                           const QueryBlock<float>& block,
+                                           BackwardScratchPairs& w) {
+  const AttentionParams& p = params.forward;
+  const int64_t row = block.q_row(), ld = round_up(p.value_dim, 2 * ROW_ALIGN);
+  const auto dead = [&](int64_t q) {
+    return *row_value<float>(p.lse, block.b, block.h, row + q) == NEG_INFINITY<float>;
+  };
+  int64_t dead_rows = 0;
+  for (int64_t q = 0; q < block.rows; ++q) dead_rows += dead(q);
+  if (dead_rows == 0) {
+    return load_rows_bf16(params.grad_out, block.b, block.h, row, block.rows, p.value_dim,
+                          w.dO_rows);
+  }
+  copy_rows_bf16(params.grad_out, block.b, block.h, row, block.rows, p.value_dim, w.dO_rows);
+  for (int64_t q = 0; q < block.rows; ++q) {
+    if (dead(q)) std::memset(w.dO_rows + q * ld, 0, ld * sizeof(bf16_t));
+  }
+  return {w.dO_rows, ld};
+}
+
 // Q and dO as lanes and as pairs of queries; lse and delta per lane.
 inline void load_query_block_pairs(const BackwardParams& params, const QueryBlock<float>& block,
                                    const ScoreUnit& unit, BackwardScratchPairs& w) {
@@ -54,15 +74,13 @@ inline void load_query_block_pairs(const BackwardParams& params, const QueryBloc
   zip_rows(Q, p.query.row, block.rows, p.head_dim, w.Q_pairs);
   zip_lanes(Q, p.query.row, block.rows, p.head_dim, unit.flip, w.Q_lanes);
 
-  load_output_gradient(params, block, w);
-  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  for (int64_t q = 0; q < block.rows; ++q) {
-    char* row = reinterpret_cast<char*>(w.dO_rows + q * ld);
-    store_row(w.dO + q * ld, 1.f, DType::BFLOAT16, ld, row);
-  }
-  zip_rows(w.dO_rows, ld, block.rows, p.value_dim, w.dO_pairs);
-  zip_lanes(w.dO_rows, ld, block.rows, p.value_dim, false, w.dO_lanes);
-  load_statistics(params, block, w);
+  const RowsBf16 dO = load_output_gradient_pairs(params, block, w);
+  zip_rows(dO.data, dO.ld, block.rows, p.value_dim, w.dO_pairs);
+  zip_lanes(dO.data, dO.ld, block.rows, p.value_dim, false, w.dO_lanes);
+  const bf16_t* O = bf16_row(p.out, block.b, block.h, block.q_row());
+  load_statistics(params, block, w, [&](int64_t q) {
+    return dot_bf16(dO.data + q * dO.ld, O + q * p.out.row, p.value_dim);
+  });
 }
 
 // P (with dropout) and dS of one key and one vector of queries. SPECIAL: dropout or a softcap.

@@ -8,16 +8,28 @@
 
 namespace fused_attention::cpu {
 
-// Zeros in which dK and dV grow, [B, H, L, dim padded]; the heads of packed tensors lie apart too.
+// Strides of [B, H, L, dim padded], in which dK or dV grows; the heads of packed tensors lie apart
+// too. Returns how many values there are.
+inline int64_t place_sums(Operand& sum, const AttentionParams& p, int64_t dim) {
+  constexpr int64_t ROW_ALIGN = 16;  // of tiles.h
+  const bool packed = p.cu_seqlens_q != nullptr;
+  sum.row = blocks(dim, ROW_ALIGN) * ROW_ALIGN;
+  sum.head = (packed ? p.total_k : p.len_k) * sum.row;
+  sum.batch = packed ? 0 : p.heads_kv * sum.head;
+  return (packed ? 1 : p.batch) * p.heads_kv * sum.head;
+}
+
+inline int64_t sum_size(const AttentionParams& p) { return p.dtype == DType::FLOAT64 ? 8 : 4; }
+
+// The sums of all heads, zeros.
 // Small ones stay with the thread: getting memory and its pages anew takes longer than a backward
 // pass over a few tokens. Large ones come from the system as zeros, page by page as threads go.
 class GradientSums {
  public:
   explicit GradientSums(BackwardParams& params) {
     const AttentionParams& p = params.forward;
-    const int64_t size = p.dtype == DType::FLOAT64 ? 8 : 4;
-    const int64_t key_bytes = place(params.key_sum, p, p.head_dim) * size;
-    const int64_t value_bytes = place(params.value_sum, p, p.value_dim) * size;
+    const int64_t key_bytes = place_sums(params.key_sum, p, p.head_dim) * sum_size(p);
+    const int64_t value_bytes = place_sums(params.value_sum, p, p.value_dim) * sum_size(p);
     char* memory = zeros(key_bytes + value_bytes);
     params.key_sum.data = memory;
     params.value_sum.data = memory == nullptr ? nullptr : memory + key_bytes;
@@ -27,16 +39,6 @@ class GradientSums {
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
-
-  // Strides; how many values there are.
-  static int64_t place(Operand& sum, const AttentionParams& p, int64_t dim) {
-    constexpr int64_t ROW_ALIGN = 16;  // of tiles.h
-    const bool packed = p.cu_seqlens_q != nullptr;
-    sum.row = blocks(dim, ROW_ALIGN) * ROW_ALIGN;
-    sum.head = (packed ? p.total_k : p.len_k) * sum.row;
-    sum.batch = packed ? 0 : p.heads_kv * sum.head;
-    return (packed ? 1 : p.batch) * p.heads_kv * sum.head;
-  }
 
   char* zeros(int64_t bytes) {
     constexpr int64_t KEPT_BYTES = 4 << 20, LINE = 64;
@@ -63,6 +65,55 @@ class GradientSums {
   }
 
   std::unique_ptr<void, Free> own_;
+};
+
+// The sums of one (batch, key/value head) that a thread has for itself: behind its scratch, where
+// they stay in its cache until it writes dK and dV.
+class HeadSums {
+ public:
+  static constexpr int64_t MOST_BYTES = 1 << 20;
+
+  // Scratch of this many bytes, rounded up to where the sums begin.
+  static int64_t behind(int64_t bytes) { return blocks(bytes, 64) * 64; }
+
+  // Of the longest sequence.
+  static int64_t bytes(const AttentionParams& p) {
+    Operand key, value;
+    place_sums(key, p, p.head_dim);
+    place_sums(value, p, p.value_dim);
+    return p.len_k * (key.row + value.row) * sum_size(p);
+  }
+
+  HeadSums(const BackwardParams& params, int64_t b, char* memory) : params_(params), b_(b) {
+    const AttentionParams& p = params_.forward;
+    begin_ = p.cu_seqlens_k != nullptr ? p.cu_seqlens_k[b] : 0;
+    end_ = p.cu_seqlens_k != nullptr ? p.cu_seqlens_k[b + 1] : p.len_k;
+    char* behind_keys = place(params_.key_sum, p.head_dim, memory);
+    char* end = place(params_.value_sum, p.value_dim, behind_keys);
+    std::memset(memory, 0, end - memory);
+  }
+
+  const BackwardParams& params() const { return params_; }
+
+  // dK and dV of the head by its kernels.
+  template <class FinishKeyRows>
+  void finish(int64_t h_kv, const FinishKeyRows& finish_key_rows) const {
+    finish_key_rows(params_, b_, h_kv, begin_, end_);
+  }
+
+ private:
+  // The kernels count a packed tensor's rows from its first, so its row 0 would be before `memory`.
+  char* place(Operand& sum, int64_t dim, char* memory) {
+    const AttentionParams& p = params_.forward;
+    place_sums(sum, p, dim);
+    sum.head = sum.batch = 0;
+    const int64_t row_bytes = sum.row * sum_size(p);
+    sum.data = reinterpret_cast<void*>(reinterpret_cast<intptr_t>(memory) - begin_ * row_bytes);
+    return memory + (end_ - begin_) * row_bytes;
+  }
+
+  BackwardParams params_;
+  int64_t b_, begin_, end_;
 };
 
 }  // namespace fused_attention::cpu

@@ -65,7 +65,7 @@ constexpr TileKernels tile_kernels() {
       TileBackwardScratch::bytes,
       forward_on_tiles<Half>,
       backward_on_tiles<Half>,
-      finish_tile_row<Half>,
+      finish_tile_rows<Half>,
       multiply_tiles_in_registers<Half>,
   };
 }

@@ -15,8 +15,8 @@ constexpr KernelSet kernel_set() {
       [](const AttentionParams& p) { return bias_gradient_bytes<T>(p); },
       forward_block<T>,
       backward_block<T>,
-      [](const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
-        finish_key_row<T>(params, b, h, row, T(1));
+      [](const BackwardParams& params, int64_t b, int64_t h, int64_t begin, int64_t end) {
+        finish_key_rows<T>(params, b, h, begin, end, T(1));
       },
       bias_tiles,
       bias_gradient_tile<T>,

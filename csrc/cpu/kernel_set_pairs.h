@@ -15,8 +15,8 @@ constexpr KernelSet BF16_KERNELS = {
     },
     forward_block_pairs,
     backward_block_pairs,
-    [](const BackwardParams& params, int64_t b, int64_t h, int64_t row) {
-      finish_key_row<float>(params, b, h, row, static_cast<float>(params.forward.scale));
+    [](const BackwardParams& params, int64_t b, int64_t h, int64_t begin, int64_t end) {
+      finish_key_rows<float>(params, b, h, begin, end, static_cast<float>(params.forward.scale));
     },
     bias_tiles,
     bias_gradient_tile<float>,

@@ -14,7 +14,7 @@ struct KernelSet {
   void (*forward)(const AttentionParams&, int64_t b, int64_t h, int64_t q_begin, void* scratch);
   void (*backward)(const BackwardParams&, int64_t b, int64_t h, int64_t q_begin, int32_t* turns,
                    void* scratch);
-  void (*finish_key_row)(const BackwardParams&, int64_t b, int64_t h, int64_t row);
+  void (*finish_key_rows)(const BackwardParams&, int64_t b, int64_t h, int64_t begin, int64_t end);
   int64_t (*bias_tiles)(const BackwardParams&);
   void (*bias_gradient)(const BackwardParams&, int64_t tile, void* scratch);
   double (*peak)(int64_t rounds);  // see peak.h
@@ -31,7 +31,7 @@ struct TileKernels {
                   const PackedHead&, void* scratch);
   void (*backward)(const BackwardParams&, int64_t b, int64_t h, int64_t q_begin, int32_t* turns,
                    const PackedHead&, void* scratch);
-  void (*finish_key_row)(const BackwardParams&, int64_t b, int64_t h, int64_t row);
+  void (*finish_key_rows)(const BackwardParams&, int64_t b, int64_t h, int64_t begin, int64_t end);
   double (*peak)(int64_t rounds);  // see peak.h
 };
 

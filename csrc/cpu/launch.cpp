@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -81,23 +82,78 @@ void fill_row_values(const RowVector& x, const AttentionParams& p, int64_t row, 
   }
 }
 
-// Rows of a packed tensor beyond the last sequence belong to nobody: zeros, and `value` for the
-// statistics. They are written like all others, so that no stale memory leaves a call.
-void clear_tail(const AttentionParams& p, const Operand& rows, int64_t dim,
-                const RowVector& statistics, double value) {
-  if (p.cu_seqlens_q == nullptr) return;
-  for (int64_t row = p.cu_seqlens_q[p.batch]; row < p.total_q; ++row) {
-    for (int64_t h = 0; h < p.heads_q; ++h) {
-      char* at =
-          static_cast<char*>(rows.data) + (h * rows.head + row * rows.row) * element_size(p.dtype);
-      std::memset(at, 0, dim * element_size(p.dtype));
+// Rows of a packed tensor beyond the last sequence belong to nobody: zeros, like all others
+// written, so that no stale memory leaves a call.
+void clear_rows(const Operand& rows, int64_t begin, int64_t end, int64_t heads, int64_t bytes,
+                int64_t element) {
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t h = 0; h < heads; ++h) {
+      char* at = static_cast<char*>(rows.data) + (h * rows.head + row * rows.row) * element;
+      std::memset(at, 0, bytes);
     }
+  }
+}
+
+// Those of a tensor of queries, and `value` in the statistics.
+void clear_query_tail(const AttentionParams& p, const Operand& rows, int64_t dim,
+                      const RowVector& statistics, double value) {
+  if (p.cu_seqlens_q == nullptr) return;
+  const int64_t begin = p.cu_seqlens_q[p.batch], element = element_size(p.dtype);
+  clear_rows(rows, begin, p.total_q, p.heads_q, dim * element, element);
+  for (int64_t row = begin; row < p.total_q; ++row) {
     if (p.dtype == DType::FLOAT64) {
       fill_row_values<double>(statistics, p, row, value);
     } else {
       fill_row_values<float>(statistics, p, row, static_cast<float>(value));
     }
   }
+}
+
+void clear_key_tail(const BackwardParams& params) {
+  const AttentionParams& p = params.forward;
+  if (p.cu_seqlens_k == nullptr) return;
+  const int64_t begin = p.cu_seqlens_k[p.batch], element = element_size(p.dtype);
+  clear_rows(params.grad_key, begin, p.total_k, p.heads_kv, p.head_dim * element, element);
+  clear_rows(params.grad_value, begin, p.total_k, p.heads_kv, p.value_dim * element, element);
+}
+
+// dQ, and dK and dV where threads take whole heads, each with sums of its own.
+Status backward_on_rows(const BackwardParams& all, const KernelSet& kernels,
+                        const BackwardOrder& order, const WholeHeads& heads, int32_t* turns,
+                        const ThreadPool& pool) {
+  const AttentionParams& p = all.forward;
+  const int64_t scratch = HeadSums::behind(kernels.backward_bytes(p));
+  const auto run = [&](const BackwardParams& params, const BackwardOrder::Block& x, void* memory) {
+    if (x.q_begin >= sequence_of(p, x.b).len_q) return;
+    kernels.backward(params, x.b, x.h, x.q_begin, turns + x.turns, memory);
+  };
+  if (all.key_sum.data != nullptr) {
+    return for_each_item(pool, order.count(), scratch,
+                         [&](int64_t item, void* memory) { run(all, order.block(item), memory); });
+  }
+  return heads.for_each(
+      pool, scratch + HeadSums::bytes(p), [&](int64_t b, int64_t h_kv, void* memory) {
+        const HeadSums sums(all, b, static_cast<char*>(memory) + scratch);
+        for (int64_t turn = 0; turn < order.per_head(); ++turn) {
+          run(sums.params(), order.block_of_head(b * p.heads_kv + h_kv, turn), memory);
+        }
+        sums.finish(h_kv, kernels.finish_key_rows);
+      });
+}
+
+// dK and dV from the sums of all heads.
+template <class FinishKeyRows>
+Status finish_keys(const BackwardParams& all, const FinishKeyRows& finish_key_rows,
+                   const ThreadPool& pool) {
+  const AttentionParams& p = all.forward;
+  const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_k : p.len_k;
+  const int64_t batches = p.cu_seqlens_q != nullptr ? 1 : p.batch;
+  const int64_t row_blocks = blocks(rows, ROWS_TO_FINISH);
+  return for_each_item(pool, batches * p.heads_kv * row_blocks, 0, [&](int64_t item, void*) {
+    const int64_t head = item / row_blocks, begin = item % row_blocks * ROWS_TO_FINISH;
+    finish_key_rows(all, head / p.heads_kv, head % p.heads_kv, begin,
+                    std::min(begin + ROWS_TO_FINISH, rows));
+  });
 }
 
 }  // namespace
@@ -163,7 +219,7 @@ Status launch_forward(const AttentionParams& params, bool backward_follows, cons
   if (!backward_follows && is_decoding(params)) return forward_as_decoding(params, isa, pool);
   const AttentionParams p = with_longest(params);
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
-  clear_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
+  clear_query_tail(p, p.out, p.value_dim, p.lse, -INFINITY);
   const ThreadPool useful = limit_threads(p, pool);
   if (const TileKernels* tiles = tile_kernels(*tier, p)) return forward_on_tiles(p, *tiles, useful);
   const int64_t heads = p.batch * p.heads_q, q_blocks = blocks(p.len_q, tier->block_q);
@@ -186,39 +242,35 @@ Status launch_backward(const BackwardParams& params, const char* isa, const Thre
   const Kernels* tier = find_tier(isa);
   BackwardParams all = params;
   all.forward = with_longest(params.forward);
-  const GradientSums sums(all);
-  if (all.key_sum.data == nullptr) return Status::error("out of memory: no sums of gradients");
   const AttentionParams& p = all.forward;
   const KernelSet& kernels = kernel_set(*tier, p.dtype);
-  const ThreadPool useful = limit_threads(p, pool);
-  clear_tail(p, all.grad_query, p.head_dim, all.delta, 0.0);
   const TileKernels* tiles = tile_kernels(*tier, p);
+  const ThreadPool useful = limit_threads(p, pool);
+  const WholeHeads heads(p, useful);
+  const bool own_sums = HeadSums::bytes(p) <= HeadSums::MOST_BYTES && heads.enough() &&
+                        (tiles == nullptr || tiles_take_whole_heads(p, *tiles, useful));
+  std::optional<GradientSums> sums;
+  if (!own_sums) {
+    sums.emplace(all);
+    if (all.key_sum.data == nullptr) return Status::error("out of memory: no sums of gradients");
+  }
+  clear_query_tail(p, all.grad_query, p.head_dim, all.delta, 0.0);
   const BackwardOrder order(p, tier->block_q, tier->block_kv, useful.threads);
   std::vector<int32_t> turns(p.batch * p.heads_kv * order.key_blocks, 0);
-  const int64_t scratch = kernels.backward_bytes(p);
-  const auto body = [&](int64_t item, void* memory) {
-    const BackwardOrder::Block x = order.block(item);
-    if (x.q_begin >= sequence_of(p, x.b).len_q) return;
-    kernels.backward(all, x.b, x.h, x.q_begin, turns.data() + x.turns, memory);
-  };
-  Status status = tiles != nullptr ? backward_on_tiles(all, *tiles, order, turns.data(), useful)
-                                   : for_each_item(useful, order.count(), scratch, body);
+  Status status = tiles != nullptr
+                      ? backward_on_tiles(all, *tiles, order, turns.data(), useful)
+                      : backward_on_rows(all, kernels, order, heads, turns.data(), useful);
   if (!status.ok) return status;
-
-  const auto finish_key_row = tiles != nullptr ? tiles->finish_key_row : kernels.finish_key_row;
-  const int64_t rows = p.cu_seqlens_q != nullptr ? p.total_k : p.len_k;
-  const int64_t batches = p.cu_seqlens_q != nullptr ? 1 : p.batch;
-  const int64_t row_blocks = blocks(rows, ROWS_TO_FINISH);
-  status = for_each_item(useful, batches * p.heads_kv * row_blocks, 0, [&](int64_t item, void*) {
-    const int64_t head = item / row_blocks, begin = item % row_blocks * ROWS_TO_FINISH;
-    for (int64_t row = begin; row < std::min(begin + ROWS_TO_FINISH, rows); ++row) {
-      finish_key_row(all, head / p.heads_kv, head % p.heads_kv, row);
-    }
-  });
+  if (own_sums) {
+    clear_key_tail(all);
+  } else {
+    status = finish_keys(all, tiles != nullptr ? tiles->finish_key_rows : kernels.finish_key_rows,
+                         useful);
+  }
   if (!status.ok || all.grad_bias.data == nullptr) return status;
-  return for_each_item(pool, kernels.bias_tiles(all), scratch, [&](int64_t item, void* memory) {
-    kernels.bias_gradient(all, item, memory);
-  });
+  return for_each_item(
+      pool, kernels.bias_tiles(all), kernels.backward_bytes(p),
+      [&](int64_t item, void* memory) { kernels.bias_gradient(all, item, memory); });
 }
 
 }  // namespace fused_attention::cpu

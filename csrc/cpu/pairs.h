@@ -51,11 +51,25 @@ inline PackedPairs pack_pairs(Vec<float> low, Vec<float> high) {
   return {rows, _mm512_permutexvar_epi16(order, rows)};
 }
 
-// n rows of dim values, in place where they lie densely, else copied (see load_rows).
-inline RowsBf16 load_rows_bf16(const Operand& x, int64_t b, int64_t h, int64_t row, int64_t n,
-                               int64_t dim, bf16_t* buffer) {
+// sum x[i] * y[i] over n values in fp32, lane by lane.
+inline float dot_bf16(const bf16_t* x, const bf16_t* y, int64_t n) {
+  using V = Vec<float>;
+  const __m512i upper = _mm512_set1_epi32(int32_t(0xFFFF0000));
+  V even = V::broadcast(0.f), odd = even;
+  for (int64_t i = 0; i < n; i += 32) {
+    const __mmask32 mask = first_lanes(n - i);
+    const __m512i a = _mm512_maskz_loadu_epi16(mask, x + i);
+    const __m512i b = _mm512_maskz_loadu_epi16(mask, y + i);
+    even = V::fma(V{(__m512)_mm512_slli_epi32(a, 16)}, V{(__m512)_mm512_slli_epi32(b, 16)}, even);
+    odd = V::fma(V{(__m512)_mm512_and_si512(a, upper)}, V{(__m512)_mm512_and_si512(b, upper)}, odd);
+  }
+  return (even + odd).sum_lanes();
+}
+
+// n rows of dim values, zeros up to whole vectors, round_up(dim, 32) apart.
+inline void copy_rows_bf16(const Operand& x, int64_t b, int64_t h, int64_t row, int64_t n,
+                           int64_t dim, bf16_t* buffer) {
   const bf16_t* src = bf16_row(x, b, h, row);
-  if (x.row == dim && dim % 2 == 0 && dim % 512 != 0) return {src, dim};
   const int64_t ld = round_up(dim, 2 * ROW_ALIGN);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < ld; d += 32) {
@@ -63,7 +77,14 @@ inline RowsBf16 load_rows_bf16(const Operand& x, int64_t b, int64_t h, int64_t r
                           _mm512_maskz_loadu_epi16(first_lanes(dim - d), src + i * x.row + d));
     }
   }
-  return {buffer, ld};
+}
+
+// The rows, in place where they lie densely, else copied (see load_rows).
+inline RowsBf16 load_rows_bf16(const Operand& x, int64_t b, int64_t h, int64_t row, int64_t n,
+                               int64_t dim, bf16_t* buffer) {
+  if (x.row == dim && dim % 2 == 0 && dim % 512 != 0) return {bf16_row(x, b, h, row), dim};
+  copy_rows_bf16(x, b, h, row, n, dim, buffer);
+  return {buffer, round_up(dim, 2 * ROW_ALIGN)};
 }
 
 // dst[i / 2][d][2] from n rows; dst's rows hold round_up(dim, ROW_ALIGN) pairs, zero beyond dim.

@@ -3,27 +3,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "gradient_sums.h"
+
 namespace fused_attention::cpu {
 namespace {
-
-// Key/value heads and how much work each is.
-struct KeyHeads {
-  std::vector<int64_t> batches;  // with the most work first
-  double most = 0, total = 0;
-
-  explicit KeyHeads(const AttentionParams& p) : batches(p.batch) {
-    std::vector<double> work(p.batch);
-    for (int64_t b = 0; b < p.batch; ++b) {
-      const Sequence seq = sequence_of(p, b);
-      work[b] = static_cast<double>(seq.len_q) * static_cast<double>(seq.len_k);
-      total += work[b] * static_cast<double>(p.heads_kv);
-      most = std::max(most, work[b]);
-      batches[b] = b;
-    }
-    std::stable_sort(batches.begin(), batches.end(),
-                     [&](int64_t x, int64_t y) { return work[x] > work[y]; });
-  }
-};
 
 // Bytes of packed keys that a thread can keep to itself: they stay in its L2 cache or near it.
 constexpr int64_t OWN_PACKED_BYTES = 4 << 20;
@@ -37,11 +20,10 @@ class PackedLaunch {
                const ThreadPool& pool)
       : p_(p),
         layout_(p, granule_bytes),
-        heads_(p),
+        heads_(p, pool),
         own_granules_(granules_of(p.len_k)),
         tile_bytes_((tile_bytes + 63) / 64 * 64),
-        own_((own_granules_ * granule_bytes <= OWN_PACKED_BYTES) &&
-             (pool.threads <= 1 || heads_.most * 8 * pool.threads <= heads_.total)) {}
+        own_(own_granules_ * granule_bytes <= OWN_PACKED_BYTES && heads_.enough()) {}
 
   bool whole_heads() const { return own_; }
 
@@ -50,15 +32,13 @@ class PackedLaunch {
   Status for_each_head(const ThreadPool& pool, const Body& body) const {
     const int64_t packed_bytes = own_granules_ * layout_.granule_bytes;
     const int64_t state_bytes = own_granules_ * static_cast<int64_t>(sizeof(int32_t));
-    const int64_t count = p_.batch * p_.heads_kv;
-    return for_each_item(pool, count, tile_bytes_ + packed_bytes + state_bytes,
-                         [&](int64_t item, void* scratch) {
-                           char* memory = static_cast<char*>(scratch) + tile_bytes_;
-                           int32_t* state = reinterpret_cast<int32_t*>(memory + packed_bytes);
-                           std::fill_n(state, own_granules_, 0);
-                           body(heads_.batches[item / p_.heads_kv], item % p_.heads_kv,
-                                PackedHead{memory, state}, scratch);
-                         });
+    return heads_.for_each(pool, tile_bytes_ + packed_bytes + state_bytes,
+                           [&](int64_t b, int64_t h_kv, void* scratch) {
+                             char* memory = static_cast<char*>(scratch) + tile_bytes_;
+                             int32_t* state = reinterpret_cast<int32_t*>(memory + packed_bytes);
+                             std::fill_n(state, own_granules_, 0);
+                             body(b, h_kv, PackedHead{memory, state}, scratch);
+                           });
   }
 
   // body(item, scratch, head_of), where head_of(b, h_kv) is the packed head that all items share.
@@ -79,7 +59,7 @@ class PackedLaunch {
  private:
   const AttentionParams& p_;
   PackedLayout layout_;
-  KeyHeads heads_;
+  WholeHeads heads_;
   int64_t own_granules_, tile_bytes_;
   bool own_;
 };
@@ -116,26 +96,41 @@ Status forward_on_tiles(const AttentionParams& p, const TileKernels& tiles,
       });
 }
 
+bool tiles_take_whole_heads(const AttentionParams& p, const TileKernels& tiles,
+                            const ThreadPool& pool) {
+  return PackedLaunch(p, tiles.backward_granule_bytes(p), 0, pool).whole_heads();
+}
+
 Status backward_on_tiles(const BackwardParams& params, const TileKernels& tiles,
                          const BackwardOrder& order, int32_t* turns, const ThreadPool& pool) {
   const AttentionParams& p = params.forward;
-  const PackedLaunch launch(p, tiles.backward_granule_bytes(p), tiles.backward_bytes(p), pool);
-  const auto run = [&](const BackwardOrder::Block& x, const PackedHead& head, void* scratch) {
+  const bool own_sums = params.key_sum.data == nullptr;
+  const int64_t tile_bytes = HeadSums::behind(tiles.backward_bytes(p));
+  const PackedLaunch launch(p, tiles.backward_granule_bytes(p),
+                            tile_bytes + (own_sums ? HeadSums::bytes(p) : 0), pool);
+  const auto run = [&](const BackwardParams& sums, const BackwardOrder::Block& x,
+                       const PackedHead& head, void* scratch) {
     if (x.q_begin >= sequence_of(p, x.b).len_q) return;
-    tiles.backward(params, x.b, x.h, x.q_begin, turns + x.turns, head, scratch);
+    tiles.backward(sums, x.b, x.h, x.q_begin, turns + x.turns, head, scratch);
   };
   if (launch.whole_heads()) {
     return launch.for_each_head(
         pool, [&](int64_t b, int64_t h_kv, const PackedHead& head, void* scratch) {
-          for (int64_t turn = 0; turn < order.per_head(); ++turn) {
-            run(order.block_of_head(b * p.heads_kv + h_kv, turn), head, scratch);
-          }
+          const auto blocks_of = [&](const BackwardParams& sums) {
+            for (int64_t turn = 0; turn < order.per_head(); ++turn) {
+              run(sums, order.block_of_head(b * p.heads_kv + h_kv, turn), head, scratch);
+            }
+          };
+          if (!own_sums) return blocks_of(params);
+          const HeadSums sums(params, b, static_cast<char*>(scratch) + tile_bytes);
+          blocks_of(sums.params());
+          sums.finish(h_kv, tiles.finish_key_rows);
         });
   }
   return launch.for_each_block(pool, order.count(),
                                [&](int64_t item, void* scratch, const auto& head_of) {
                                  const BackwardOrder::Block x = order.block(item);
-                                 run(x, head_of(x.b, x.h / order.group), scratch);
+                                 run(params, x, head_of(x.b, x.h / order.group), scratch);
                                });
 }
 

@@ -21,7 +21,12 @@ inline const TileKernels* tile_kernels(const Kernels& tier, const AttentionParam
 Status forward_on_tiles(const AttentionParams& params, const TileKernels& tiles,
                         const ThreadPool& pool);
 
-// `turns`: see Turnstile. dK and dV stay in the accumulators.
+// Whether the backward pass gives each thread whole heads.
+bool tiles_take_whole_heads(const AttentionParams& params, const TileKernels& tiles,
+                            const ThreadPool& pool);
+
+// `turns`: see Turnstile. dK and dV stay in the sums, or, without any, where threads take whole
+// heads, are written.
 Status backward_on_tiles(const BackwardParams& params, const TileKernels& tiles,
                          const BackwardOrder& order, int32_t* turns, const ThreadPool& pool);
 

@@ -34,6 +34,9 @@ struct Vec<float> {
   }
   // Round to nearest even; a NaN stays a quiet NaN (the addition could carry it into infinity).
   void store_bf16(uint16_t* p) const {
+#if defined(__AVX512BF16__)  // whose products take subnormal numbers as 0, and so does this
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+#else
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
@@ -41,6 +44,7 @@ struct Vec<float> {
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#endif
   }
   void store_fp16(uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "fused_attention/launch.h"
 #include "kernels.h"
@@ -102,6 +103,43 @@ inline ThreadPool useful_threads(double multiplications, ThreadPool pool) {
 }
 
 inline int64_t blocks(int64_t length, int64_t block) { return (length + block - 1) / block; }
+
+// Whole (batch, key/value head)s as items, those with the most work first.
+class WholeHeads {
+ public:
+  WholeHeads(const AttentionParams& p, const ThreadPool& pool)
+      : heads_kv_(p.heads_kv), batches_(p.batch) {
+    std::vector<double> work(p.batch);
+    double most = 0, total = 0;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const Sequence seq = sequence_of(p, b);
+      work[b] = static_cast<double>(seq.len_q) * static_cast<double>(seq.len_k);
+      total += work[b] * static_cast<double>(p.heads_kv);
+      most = std::max(most, work[b]);
+      batches_[b] = b;
+    }
+    std::stable_sort(batches_.begin(), batches_.end(),
+                     [&](int64_t x, int64_t y) { return work[x] > work[y]; });
+    enough_ = pool.threads <= 1 || most * 8 * pool.threads <= total;
+  }
+
+  // Whether there are so many that all threads end at about the same time.
+  bool enough() const { return enough_; }
+
+  // body(b, h_kv, scratch) for every head.
+  template <class Body>
+  Status for_each(const ThreadPool& pool, int64_t scratch_bytes, const Body& body) const {
+    const int64_t count = static_cast<int64_t>(batches_.size()) * heads_kv_;
+    return for_each_item(pool, count, scratch_bytes, [&](int64_t item, void* scratch) {
+      body(batches_[item / heads_kv_], item % heads_kv_, scratch);
+    });
+  }
+
+ private:
+  int64_t heads_kv_;
+  std::vector<int64_t> batches_;
+  bool enough_;
+};
 
 // Backward's blocks of queries. As many key/value heads side by side as there are threads; inside
 // such a set the blocks in the order of their turns (see Turnstile), one of each head after the

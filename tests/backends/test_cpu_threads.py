@@ -19,6 +19,12 @@ CASES = (
     AttentionCase("dropout", batch=1, heads_q=2, len_q=200, dropout_p=0.2, head_dim=48),
     AttentionCase("bias", batch=2, heads_q=2, len_q=150, bias="1hqk", dtype=torch.bfloat16),
     AttentionCase("packed", heads_q=4, heads_kv=2, seq_lens_q=(200, 0, 3, 170), trailing=3),
+    # Whole heads on two threads, and sums of gradients that no thread keeps to itself.
+    AttentionCase("many_heads", batch=6, heads_q=16, heads_kv=8, len_q=70, kv_lengths=(70, 3) * 3),
+    AttentionCase(
+        "many_packed_heads", heads_q=40, seq_lens_q=(50, 0, 3), seq_lens_k=(20, 30, 5), trailing=2
+    ),
+    AttentionCase("large_sums", batch=1, heads_q=1, len_q=20, len_k=1100, head_dim=128),
 )
 
 
@@ -64,7 +70,9 @@ def test_repeated_calls_are_bit_equal(case, fused_backend, set_threads):
 def test_calls_from_several_python_threads_at_once(fused_backend):
     expected = [forward_and_gradients(case) for case in CASES]
     with ThreadPoolExecutor(8) as pool:
-        jobs = [(i, pool.submit(forward_and_gradients, CASES[i])) for i in list(range(7)) * 6]
+        jobs = [
+            (i, pool.submit(forward_and_gradients, CASES[i])) for i in list(range(len(CASES))) * 6
+        ]
         for i, job in jobs:
             assert_bit_equal(job.result(timeout=120), expected[i])
 
