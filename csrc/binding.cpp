@@ -61,10 +61,11 @@ Shared plain_call(const Tensor& query, const Tensor& key, const Tensor& value,
           NONE,  NONE, factor, 0.0,  left, right, diagonal, 0.0};
 }
 
+// All but delta.
 BackwardParams backward_params_of(const Shared& in, const Tensor& out, const Tensor& lse,
                                   const Tensor& grad_out, const OptionalTensor& grad_lse,
-                                  const Tensor& delta, const Tensor& grad_query,
-                                  const Tensor& grad_key, const Tensor& grad_value) {
+                                  const Tensor& grad_query, const Tensor& grad_key,
+                                  const Tensor& grad_value) {
   BackwardParams params;
   params.forward = params_of(in, out, lse);
   params.grad_out = operand(grad_out);
@@ -72,7 +73,6 @@ BackwardParams backward_params_of(const Shared& in, const Tensor& out, const Ten
   params.grad_key = operand(grad_key);
   params.grad_value = operand(grad_value);
   if (grad_lse) params.grad_lse = row_vector(*grad_lse);
-  params.delta = row_vector(delta);
   return params;
 }
 
@@ -100,9 +100,12 @@ std::tuple<Tensor, Tensor, Tensor> cpu_attention_backward(
     int64_t left, int64_t right, std::optional<int64_t> offset, std::string isa) {
   const Shared in = plain_call(query, key, value, scale, left, right, offset);
   Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key),
-         grad_value = torch::stable::empty_like(value), delta = torch::stable::empty_like(lse);
-  const BackwardParams params =
-      backward_params_of(in, out, lse, grad_out, grad_lse, delta, grad_query, grad_key, grad_value);
+         grad_value = torch::stable::empty_like(value);
+  BackwardParams params =
+      backward_params_of(in, out, lse, grad_out, grad_lse, grad_query, grad_key, grad_value);
+  const std::unique_ptr<char[]> delta(new char[lse.numel() * lse.element_size()]);
+  const int64_t rows = lse.size(2);
+  params.delta = {delta.get(), lse.size(1) * rows, rows, 1};
   raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
   return {grad_query, grad_key, grad_value};
 }
@@ -119,7 +122,8 @@ void cpu_backward(const Tensor& query, const Tensor& key, const Tensor& value, O
                   kv_lengths, cu_seqlens_q, cu_seqlens_k, band_offsets, rng_state,    scale,
                   softcap,    left,         right,        offset,       dropout_p};
   BackwardParams params =
-      backward_params_of(in, out, lse, grad_out, grad_lse, delta, grad_query, grad_key, grad_value);
+      backward_params_of(in, out, lse, grad_out, grad_lse, grad_query, grad_key, grad_value);
+  params.delta = row_vector(delta);
   params.grad_bias = bias_of(grad_bias);
   raise_if_error(fused_attention::cpu::launch_backward(params, isa.c_str(), torch_threads()));
 }

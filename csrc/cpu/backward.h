@@ -54,7 +54,7 @@ struct BackwardScratch {
   }
 };
 
-// sum x[i] * y[i] over n values, a multiple of ROW_ALIGN; lane by lane, so that rounding errors
+// sum x[i] * y[i] over n values, whole vectors; lane by lane, so that rounding errors
 // grow with n / WIDTH only.
 template <class T>
 inline T dot(const T* x, const T* y, int64_t n) {
@@ -85,35 +85,45 @@ inline void load_statistics(const BackwardParams& params, const QueryBlock<T>& b
   }
 }
 
-// dO's rows in w.dO, 0 for rows that saw no key.
+// dO's rows as vectors, 0 for those that saw no key.
 template <class T>
-inline void load_output_gradient(const BackwardParams& params, const QueryBlock<T>& block,
-                                 BackwardScratch<T>& w) {
+inline Tile<T> load_output_gradient(const BackwardParams& params, const QueryBlock<T>& block,
+                                    BackwardScratch<T>& w) {
   const AttentionParams& p = params.forward;
   const int64_t b = block.b, h = block.h, row = block.q_row();
-  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  load_padded_rows(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
-  for (int64_t q = 0; q < block.rows; ++q) {
-    if (*row_value<T>(p.lse, b, h, row + q) != NEG_INFINITY<T>) continue;
-    for (int64_t d = 0; d < ld; ++d) w.dO[q * ld + d] = T(0);
+  const auto dead = [&](int64_t q) {
+    return *row_value<T>(p.lse, b, h, row + q) == NEG_INFINITY<T>;
+  };
+  int64_t dead_rows = 0;
+  for (int64_t q = 0; q < block.rows; ++q) dead_rows += dead(q);
+  const auto load = dead_rows == 0 ? load_vector_rows<T> : load_padded_rows<T>;
+  const Tile<T> dO = load(params.grad_out, p.dtype, b, h, row, block.rows, p.value_dim, w.dO);
+  for (int64_t q = 0; dead_rows > 0 && q < block.rows; ++q) {
+    for (int64_t d = 0; dead(q) && d < dO.ld; ++d) w.dO[q * dO.ld + d] = T(0);
   }
+  return dO;
 }
 
-// Q, dO in both layouts; lse and delta per lane.
 template <class T>
-inline void load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
-                             BackwardScratch<T>& w) {
+struct QueryRows {
+  Tile<T> Q, dO;
+};
+
+// Q and dO as rows and as lanes; lse and delta per lane.
+template <class T>
+inline QueryRows<T> load_query_block(const BackwardParams& params, const QueryBlock<T>& block,
+                                     BackwardScratch<T>& w) {
   const AttentionParams& p = params.forward;
   const int64_t b = block.b, h = block.h, row = block.q_row();
-  const Tile<T> Q = load_padded_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
+  const Tile<T> Q = load_vector_rows(p.query, p.dtype, b, h, row, block.rows, p.head_dim, w.Q);
   load_lanes(Q, block.rows, p.head_dim, T(p.scale), w.Q_lanes);
-  load_output_gradient(params, block, w);
-  load_lanes(Tile<T>{w.dO, round_up(p.value_dim, ROW_ALIGN)}, block.rows, p.value_dim, T(1),
-             w.dO_lanes);
-  const int64_t ld = round_up(p.value_dim, ROW_ALIGN);
-  const Tile<T> O = load_padded_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
+  const Tile<T> dO = load_output_gradient(params, block, w);
+  load_lanes(dO, block.rows, p.value_dim, T(1), w.dO_lanes);
+  const Tile<T> O = load_vector_rows(p.out, p.dtype, b, h, row, block.rows, p.value_dim, w.rows);
+  const int64_t width = vectors<T>(p.value_dim) * Vec<T>::WIDTH;
   load_statistics(params, block, w,
-                  [&](int64_t q) { return dot(w.dO + q * ld, O.data + q * O.ld, ld); });
+                  [&](int64_t q) { return dot(dO.data + q * dO.ld, O.data + q * O.ld, width); });
+  return {Q, dO};
 }
 
 // P^T into w.P, dS^T (before the softcap's slope and the scale) into w.dS.
@@ -184,7 +194,7 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
   const AttentionParams& p = params.forward;
   BackwardScratch<T> w(p, static_cast<T*>(memory));
   const QueryBlock<T> block(p, b, h, q_begin);
-  load_query_block(params, block, w);
+  const QueryRows<T> rows = load_query_block(params, block, w);
   const int64_t dQ_ld = round_up(p.head_dim, ROW_ALIGN);
   for (int64_t i = 0; i < block.rows * dQ_ld; ++i) w.dQ[i] = T(0);
   const int64_t group_head = h % (p.heads_q / p.heads_kv);
@@ -213,10 +223,10 @@ inline void backward_block(const BackwardParams& params, int64_t b, int64_t h, i
     turnstile.wait();
     turnstile.touch_first(dV, count, params.value_sum.row);
     turnstile.touch_first(dK, count, params.key_sum.row);
-    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.value_dim), block.rows, P, BLOCK_Q, w.dO,
-                                round_up(p.value_dim, ROW_ALIGN), dV, params.value_sum.row);
-    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.head_dim), block.rows, w.dS, BLOCK_Q, w.Q,
-                                round_up(p.head_dim, ROW_ALIGN), dK, params.key_sum.row);
+    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.value_dim), block.rows, P, BLOCK_Q,
+                                rows.dO.data, rows.dO.ld, dV, params.value_sum.row);
+    gemm<T, AOrder::ROWS, true>(count, vectors<T>(p.head_dim), block.rows, w.dS, BLOCK_Q,
+                                rows.Q.data, rows.Q.ld, dK, params.key_sum.row);
     turnstile.leave();
     gemm<T, AOrder::COLUMNS, true>(block.rows, vectors<T>(p.head_dim), count, w.dS, BLOCK_Q, K.data,
                                    K.ld, w.dQ, dQ_ld);
