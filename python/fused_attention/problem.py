@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -145,11 +146,7 @@ class Problem(NamedTuple):
         fields = self._asdict()
         fields["dtype"] = _dtype_name(self.dtype)
         fields["bias_dtype"] = None if self.bias_dtype is None else _dtype_name(self.bias_dtype)
-        fields["band"] = {
-            "left": self.band.left,
-            "right": self.band.right,
-            "offset": self.band.offset,
-        }
+        fields["band"] = asdict(self.band)
         return fields
 
     def __str__(self) -> str:

@@ -10,22 +10,18 @@ from torch import Tensor
 
 from fused_attention import _ext
 from fused_attention.additive.call import AdditiveCall
+from fused_attention.backends.cpu import DEVICE_TYPES, NAME, no_kernel_for
 
 if TYPE_CHECKING:
     from fused_attention.additive.problem import AdditiveProblem
     from fused_attention.mechanism import Grads
 
-NAME = "cpu"
-DEVICE_TYPES = ("cpu",)
+__all__ = ["DEVICE_TYPES", "NAME", "backward", "forward", "why_not"]
 
 
 def why_not(problem: AdditiveProblem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
-    unavailable = _ext.cpu_unavailable()
-    reasons = [] if unavailable is None else [unavailable]
-    if problem.device_type != "cpu":
-        reasons.append(f"runs on CPU tensors, got {problem.device_type}")
-    return reasons
+    return no_kernel_for(problem.device_type)
 
 
 def forward(call: AdditiveCall) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -94,11 +95,7 @@ class AdditiveProblem(NamedTuple):
         """The fields as JSON can hold them."""
         fields = self._asdict()
         fields["dtype"] = str(self.dtype).removeprefix("torch.")
-        fields["band"] = {
-            "left": self.band.left,
-            "right": self.band.right,
-            "offset": self.band.offset,
-        }
+        fields["band"] = asdict(self.band)
         return fields
 
     def __str__(self) -> str:

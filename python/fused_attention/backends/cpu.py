@@ -22,15 +22,19 @@ MAX_HEAD_DIM = 512
 
 def why_not(problem: Problem | DecodeProblem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
-    reasons = []
-    unavailable = _ext.cpu_unavailable()
-    if unavailable is not None:
-        reasons.append(unavailable)
-    if problem.device_type != "cpu":
-        reasons.append(f"runs on CPU tensors, got {problem.device_type}")
+    reasons = no_kernel_for(problem.device_type)
     widest = max(problem.head_dim, problem.value_dim)
     if widest > MAX_HEAD_DIM:
         reasons.append(f"head and value dims go up to {MAX_HEAD_DIM}, got {widest}")
+    return reasons
+
+
+def no_kernel_for(device_type: str) -> list[str]:
+    """Why no kernel of csrc/cpu runs here, or on such a device."""
+    unavailable = _ext.cpu_unavailable()
+    reasons = [] if unavailable is None else [unavailable]
+    if device_type != "cpu":
+        reasons.append(f"runs on CPU tensors, got {device_type}")
     return reasons
 
 

@@ -9,24 +9,18 @@ import torch
 from torch import Tensor
 
 from fused_attention import _ext
+from fused_attention.backends.cpu import DEVICE_TYPES, NAME, no_kernel_for
 from fused_attention.local.call import LocalCall, LocalGradients
 
 if TYPE_CHECKING:
     from fused_attention.local.problem import LocalProblem
 
-NAME = "cpu"
-DEVICE_TYPES = ("cpu",)
+__all__ = ["DEVICE_TYPES", "NAME", "backward", "forward", "why_not"]
 
 
 def why_not(problem: LocalProblem) -> list[str]:
     """Reasons why these kernels cannot serve `problem`; empty when they can."""
-    reasons = []
-    unavailable = _ext.cpu_unavailable()
-    if unavailable is not None:
-        reasons.append(unavailable)
-    if problem.device_type != "cpu":
-        reasons.append(f"runs on CPU tensors, got {problem.device_type}")
-    return reasons
+    return no_kernel_for(problem.device_type)
 
 
 def forward(call: LocalCall) -> tuple[Tensor, Tensor]:

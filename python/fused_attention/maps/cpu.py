@@ -8,13 +8,13 @@ import torch
 
 from fused_attention import _ext
 from fused_attention.backends import cpu as attention
+from fused_attention.backends.cpu import DEVICE_TYPES, NAME
 from fused_attention.maps.call import MapsCall, Results
 
 if TYPE_CHECKING:
     from fused_attention.maps.problem import MapsProblem
 
-NAME = "cpu"
-DEVICE_TYPES = ("cpu",)
+__all__ = ["DEVICE_TYPES", "NAME", "maps", "why_not"]
 
 
 def why_not(problem: MapsProblem) -> list[str]:
