@@ -9,11 +9,8 @@ aside; at the largest size the formula is not run, and its one tensor of tanh co
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +23,7 @@ from .cases import DTYPES
 from .contenders import OURS
 from .machine import machine_info
 from .memory import MIB, peak_bytes
+from .options import parse, parser_of, store
 from .timing import LoadMonitor, speedup, time_interleaved
 
 SCHEMA = 1
@@ -195,23 +193,11 @@ def as_table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.additive",
-        description="Time and memory of additive attention against its formula in plain torch.",
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="for each size and pass, default %(default)s"
-    )
-    parser.add_argument("--threads", type=int, help="of torch, default as many as it uses")
-    parser.add_argument("--json", type=Path, help="where to store the report")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    summary = "Time and memory of additive attention against its formula in plain torch."
+    options = parse(parser_of("additive", summary, 2.0, "for each size and pass"), arguments)
     report = measure(options.seconds, TIMED, LARGEST)
     print(as_table(report))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.json)
     missed = misses(report)
     for miss in missed:
         print(f"missed: {miss}")

@@ -9,9 +9,7 @@ steps, so that whatever disturbs the machine disturbs both.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 import tempfile
 import time
@@ -19,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fused_attention.arguments import positive_int
 from fused_attention.nn import attention_layers
 from fused_attention.text import table
 from fused_attention.training import Trainer
@@ -30,6 +27,7 @@ from fused_attention.training.recipe import GPT, Run
 
 from .contenders import OURS
 from .machine import machine_info
+from .options import parse, parser_of, store
 from .sdpa_models import SdpaAttention
 from .timing import LoadMonitor
 
@@ -97,16 +95,10 @@ def as_table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if our model misses the bar or takes longer than the peer's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.char_gpt",
-        description="Train a character-level GPT on our kernels and on torch's.",
-    )
-    parser.add_argument("--steps", type=int, default=GPT.settings.steps, help="default %(default)s")
-    parser.add_argument("--threads", type=int, help="of torch, default as many as it uses")
-    parser.add_argument("--json", type=Path, help="where to store the report")
-    options = parser.parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    parser = parser_of("char_gpt", "Train a character-level GPT on our kernels and on torch's.")
+    steps = GPT.settings.steps
+    parser.add_argument("--steps", type=positive_int, default=steps, help="default %(default)s")
+    options = parse(parser, arguments)
     run = dataclasses.replace(GPT, settings=dataclasses.replace(GPT.settings, steps=options.steps))
     try:
         report = measure(run)
@@ -115,9 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(as_table(report))
     print(f"{report['speedup']:.2f}x as fast, {report['cpu_speedup']:.2f}x by CPU time")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.json)
     loss = report["contenders"][OURS]["validation_loss"]
     return int(loss > BAR or report["speedup"] < 1)
 

@@ -10,11 +10,9 @@ turns, so that a machine that gets slower meanwhile does so for all of them.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +23,7 @@ from fused_attention.text import table
 
 from .cases import DTYPES
 from .machine import machine_info
+from .options import parse, parser_of, store
 from .timing import LoadMonitor, Timing, time_interleaved
 
 SCHEMA = 1
@@ -102,17 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise argparse.ArgumentTypeError(f"{rule}, got {text!r}")
         return found
 
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.growth",
-        description="Time a sliding window's attention at growing lengths and fit a slope.",
-    )
+    summary = "Time a sliding window's attention at growing lengths and fit a slope."
+    parser = parser_of("growth", summary, 15.0, "of each line")
     parser.add_argument("--lengths", type=lengths, default=LENGTHS, metavar="N,N[,N]")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="default fp32 and bf16")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each line")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the report")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
+    options = parse(parser, argv)
     monitor = LoadMonitor().start()
     rows = [
         measure(dtype, direction, options.lengths, options.seconds)
@@ -122,9 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(as_table(rows))
     report = {"schema": SCHEMA, "machine": machine_info(), "load": monitor.report()}
     report |= {"window": WINDOW, "head_dim": DIM, "heads": 1, "rows": rows}
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    store(report, options.json)
     bent = [row for row in rows if not abs(row["slope"] - 1) <= LARGEST_DEPARTURE]
     for row in bent:
         print(f"not linear: {row['dtype']} {row['direction']} has the slope {row['slope']:.3f}")

@@ -15,16 +15,13 @@ not timed.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_attention import local_attention
+from fused_attention.arguments import non_negative, positive_int
 from fused_attention.local import Mode
 from fused_attention.text import table
 
 from .contenders import OURS
 from .machine import machine_info
 from .memory import peak_bytes
+from .options import parse, parser_of, store
 from .timing import LoadMonitor, speedup, time_interleaved
 
 SCHEMA = 1
@@ -270,28 +269,20 @@ def as_table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if `fails` finds something."""
-    program = "python -m fused_attention.benchmarks.local"
-    parser = argparse.ArgumentParser(
-        program, description="Local attention against torch's formula."
-    )
+    parser = parser_of("local", "Local attention against torch's formula.", 5.0, "per race")
     for field in dataclasses.fields(Setting):
         name = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(name, type=type(field.default), default=field.default)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per race")
-    parser.add_argument("--threads", type=int, help="of torch, default as many as it uses")
-    parser.add_argument("--json", type=Path, help="where to store the report")
-    options = vars(parser.parse_args(arguments))
-    threads, seconds, path = (options.pop(name) for name in ("threads", "seconds", "json"))
-    torch.set_num_threads(threads or torch.get_num_threads())
+        kind = positive_int if isinstance(field.default, int) else non_negative
+        parser.add_argument(name, type=kind, default=field.default)
+    options = vars(parse(parser, arguments))
+    _, seconds, path = (options.pop(name) for name in ("threads", "seconds", "json"))
     report = measure(Setting(**options), seconds)
     print(as_table(report))
     for mode, steps in report["times"].items():
         for step, one in steps.items():
             told = ", ".join(f"{x:.1f}x {name}" for name, x in one["speedups"].items())
             print(f"{mode}, {step}: {OURS} is as fast as {told}")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, path)
     print("\n".join(against := fails(report)))
     return int(bool(against))
 

@@ -16,19 +16,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fused_attention import attention, attention_maps
+from fused_attention.arguments import dtypes, positive_ints
 from fused_attention.text import table
 
 from .cases import DTYPES
 from .contenders import NAIVE, OURS
 from .machine import machine_info
 from .memory import MIB, peak_bytes
+from .options import parse, parser_of, store
 from .timing import LoadMonitor, speedup, time_interleaved
 
 SCHEMA = 1
@@ -177,33 +178,23 @@ def mib(count: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit code is 1 if a result is wrong."""
-
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in text.split(",")]
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--lengths", type=numbers, default=[4096, 8192], metavar="N[,N]")
-    parser.add_argument("--dtypes", default="fp32,bf16", metavar="NAME[,NAME]")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each line")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the report")
+    parser = parser_of("maps", __doc__.split("\n", 1)[0], 1.0, "of each line")
+    parser.add_argument("--lengths", type=positive_ints, default=(4096, 8192), metavar="N[,N]")
+    parser.add_argument("--dtypes", type=dtypes, default=("fp32", "bf16"), metavar="NAME[,NAME]")
     parser.add_argument("--peaks", type=json.loads, help=argparse.SUPPRESS)  # of these jobs
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser, argv)
     if arguments.peaks is not None:
         jobs = [Job(*job) for job in arguments.peaks]
         print(json.dumps([{name: peak_here(job, name) for name in CONTENDERS} for job in jobs]))
         return 0
-    dtypes = arguments.dtypes.split(",")
-    jobs = [Job(*job) for job in itertools.product(arguments.lengths, dtypes, FACTS)]
+    cases = itertools.product(arguments.lengths, arguments.dtypes, FACTS)
+    jobs = [Job(*case) for case in cases]
     peaks = measure_peaks(jobs, arguments.threads)
     monitor = LoadMonitor().start()
     rows = [measure(job, peak, arguments.seconds) for job, peak in zip(jobs, peaks, strict=True)]
     print(as_table(rows))
-    if arguments.json is not None:
-        report = {"schema": SCHEMA, "machine": machine_info(), "threads": arguments.threads}
-        report |= {"load": monitor.report(), "rows": rows}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {"schema": SCHEMA, "machine": machine_info(), "threads": arguments.threads}
+    store(report | {"load": monitor.report(), "rows": rows}, arguments.json)
     return 1 if any(row["wrong"] for row in rows) else 0
 
 

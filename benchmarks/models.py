@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from .cases import DTYPES
 from .contenders import OURS
 from .machine import machine_info
 from .memory import MIB, peak_bytes
+from .options import parse, parser_of, store
 from .sdpa_models import with_sdpa, with_sdpa_caches
 from .timing import LoadMonitor, speedup, time_interleaved
 
@@ -240,19 +240,12 @@ def as_text(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a contender of ours is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.models",
-        description="Time and weigh models against the same on scaled_dot_product_attention.",
-    )
-    parser.add_argument("--seconds", type=float, default=6.0, help="per case, default %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--part", choices=("decoding", "memory"), help="measure it anew; default both"
-    )
-    parser.add_argument("--json", type=Path, help="where to store the report")
+    summary = "Time and weigh models against the same on scaled_dot_product_attention."
+    parser = parser_of("models", summary, 6.0, "per case")
+    parts = ("decoding", "memory")
+    parser.add_argument("--part", choices=parts, help="measure it anew; default both")
     parser.add_argument("--peak-of", choices=tuple(MASKS), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    options = parse(parser, arguments)
     if options.peak_of is not None:
         peak, reason = training_peak(options.peak_of)
         print(json.dumps({"peak_bytes": peak, "reason": reason}))
@@ -266,9 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part != "decoding":
         report["training_memory"] = training_memory(options.threads)
     print(as_text(report))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.json)
     wrong = [r["name"] for r in report["decoding"] if r["contenders"][OURS]["status"] != "ok"]
     return int(bool(wrong))
 

@@ -10,21 +10,20 @@ round.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from fused_attention.arguments import positive_int
 from fused_attention.text import table
 
 from .doors import BATCH, DOORS, HEAD_DIM, HEADS, LENGTH, Operands, Timed
 from .machine import machine_info
+from .options import parse, parser_of, store
 
 SCHEMA = 1
 LIMIT_US = 30.0
@@ -102,28 +101,23 @@ def as_table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a door costs more than the limit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.overhead",
-        description="Time the doors into the package on a tiny problem.",
-    )
-    parser.add_argument("--rounds", type=int, default=60, help="default %(default)s")
-    parser.add_argument("--calls", type=int, default=50, help="per round, default %(default)s")
+    parser = parser_of("overhead", "Time the doors into the package on a tiny problem.")
+    parser.set_defaults(threads=1)  # a tiny problem has nothing to share
+    parser.add_argument("--rounds", type=positive_int, default=60, help="default %(default)s")
+    calls_help = "per round, default %(default)s"
+    parser.add_argument("--calls", type=positive_int, default=50, help=calls_help)
     parser.add_argument("--gradients", action="store_true", help="inputs require gradients")
     parser.add_argument(
         "--limit", type=float, default=LIMIT_US, help="microseconds, default %(default)s"
     )
-    parser.add_argument("--json", type=Path, help="where to store the report")
-    options = parser.parse_args(arguments)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a tiny problem has nothing to share
+    options = parse(parser, arguments)
     try:
         report = measure(options.rounds, options.calls, options.gradients)
     finally:
         torch.set_num_threads(threads)
     print(as_table(report))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, options.json)
     slow = too_slow(report, options.limit)
     if slow:
         print(f"over {options.limit:g} us: {', '.join(slow)}")

@@ -10,9 +10,7 @@ come in the order of the text or, more kindly to padding, sorted by their length
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_attention.arguments import positive_int
 from fused_attention.models.bert import BERT
 from fused_attention.nn.sequences import Sequences, pack
 from fused_attention.text import table
@@ -30,6 +29,7 @@ from fused_attention.training.datasets import MissingDataError, folder_of
 from .cases import DTYPES
 from .contenders import OURS
 from .machine import machine_info
+from .options import parse, parser_of, store
 from .timing import LoadMonitor, speedup, time_interleaved
 
 SCHEMA = 1
@@ -179,14 +179,11 @@ def _rows(report: dict[str, Any]) -> Iterator[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit code is 1 if a contender is wrong, 2 if data are missing."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    summary = __doc__.split("\n", 1)[0]
+    parser = parser_of("packed_bert", summary, 10.0, "of each order of lines")
     parser.add_argument("--dtype", choices=TOLERANCE, default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each order of lines")
-    parser.add_argument("--lines", type=int, default=LINES)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="store the report")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    parser.add_argument("--lines", type=positive_int, default=LINES)
+    arguments = parse(parser, argv)
     try:
         folders = (folder_of("minilm"), folder_of("shakespeare"))
         options = (arguments.dtype, arguments.seconds, arguments.lines)
@@ -195,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(as_table(report))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    store(report, arguments.json)
     return 1 if any(found["wrong"] for found in report["orders"].values()) else 0
 
 

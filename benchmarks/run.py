@@ -25,6 +25,7 @@ from .gpu_timing import GpuClock, time_interleaved_on_gpu
 from .limits import Probes
 from .machine import gpu_info, gpu_state, machine_info
 from .memory import MemoryResult, measure
+from .options import store
 from .timing import LoadMonitor, Timing, speedup, time_interleaved
 
 SCHEMA = 1
@@ -227,8 +228,7 @@ def _memory_reasons(jobs: list[tuple[str, Case]]) -> dict[tuple[str, Case], str 
 
 def save(report: Report, path: Path) -> None:
     """Write a report as JSON, one that `load` reads back."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    store(report, path)
 
 
 def load(path: Path) -> Report:

@@ -9,20 +9,17 @@ of these reports are drawn by seq2seq_pictures.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
+from fused_attention.arguments import output_folder
 from fused_attention.text import table
 from fused_attention.training.datasets import MissingDataError
 
 from .machine import machine_info
+from .options import parse, parser_of, store
 from .seq2seq_runs import dates, lengths, places
 from .timing import LoadMonitor
 
@@ -106,19 +103,14 @@ def as_table(name: str, report: Report) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a bar is missed, 2 if data are missing."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fused_attention.benchmarks.seq2seq",
-        description="Train recurrent encoder-decoders with and without attention.",
-    )
-    parser.add_argument("folder", type=Path, help="where to store the reports")
+    summary = "Train recurrent encoder-decoders with and without attention."
+    parser = parser_of("seq2seq", summary, report=False)
+    parser.add_argument("folder", type=output_folder, help="where to store the reports")
     parser.add_argument("names", nargs="*", metavar="|".join(EXPERIMENTS), help="default: all")
-    parser.add_argument("--threads", type=int, help="of torch, default as many as it uses")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     unknown = [name for name in options.names if name not in EXPERIMENTS]
     if unknown:
         parser.error(f"names: must be of {', '.join(EXPERIMENTS)}, got {', '.join(unknown)}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     missed = []
     for name in options.names or EXPERIMENTS:
         try:
@@ -126,9 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MissingDataError as error:
             print(error, file=sys.stderr)
             return 2
-        options.folder.mkdir(parents=True, exist_ok=True)
-        path = options.folder / f"seq2seq_{name}.json"
-        path.write_text(json.dumps(report) + "\n")
+        store(report, options.folder / f"seq2seq_{name}.json", indent=None)
         print(as_table(name, report))
         missed += misses(name, report)
     for rule in missed:

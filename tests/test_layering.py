@@ -20,6 +20,7 @@ KERNEL_SUFFIXES = {".cpp", ".h", ".cu", ".cuh"}
 ARROWS: dict[str, set[str]] = {
     "masks": set(),
     "text": set(),
+    "arguments": set(),
     "autocast": set(),
     "files": set(),
     "_ext": set(),

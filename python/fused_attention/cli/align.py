@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.models import MODEL_HELP, as_trained, load_translator
 from fused_attention.cli.output import Output, UsageError, require
 from fused_attention.models.seq2seq import Seq2Seq

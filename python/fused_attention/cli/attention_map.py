@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.models import MODEL_HELP, as_trained, encode, load
 from fused_attention.cli.output import Output, UsageError, require
 from fused_attention.models.bert import BERT

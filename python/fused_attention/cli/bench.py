@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from fused_attention import arguments as types
 from fused_attention.benchmarks import cases, table
 from fused_attention.benchmarks.headlines import headlines
 from fused_attention.benchmarks.run import Report, Settings, judged_right, save
 from fused_attention.benchmarks.run import run as run_set
-from fused_attention.cli import arguments as types
 from fused_attention.cli.output import Output, UsageError, require
 
 FULL_WIDTH = 100  # of a terminal that has room for all columns
@@ -43,7 +43,7 @@ def add_parser(commands: types.Subparsers) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=types.non_negative,
         default=2.0,
         help="timing budget per case and pass (default: 2)",
     )

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from fused_attention import arguments as types
 from fused_attention import backends
 from fused_attention.backends import get
 from fused_attention.benchmarks.accuracy import error_ratio, finite
 from fused_attention.benchmarks.headlines import too_far_off
 from fused_attention.benchmarks.machine import machine_info
-from fused_attention.cli import arguments as types
 from fused_attention.cli.check_cases import (
     CHECK_CASES,
     CheckCase,

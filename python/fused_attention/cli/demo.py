@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fused_attention import arguments as types
 from fused_attention.benchmarks.run import Settings, judged_right
 from fused_attention.benchmarks.run import run as run_set
-from fused_attention.cli import arguments as types
 from fused_attention.cli import bench, check, info
 from fused_attention.cli.output import Output, UsageError, require
 

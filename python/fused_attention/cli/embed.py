@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.models import MODEL_HELP, encode, load, read_sentences
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.models.bert import BERT

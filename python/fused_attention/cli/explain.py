@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_attention import arguments as types
 from fused_attention import dispatch
 from fused_attention import explain as explain_call
-from fused_attention.cli import arguments as types
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.dispatch import Explanation
 

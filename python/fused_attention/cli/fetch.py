@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.training.datasets import DATASETS, Dataset, data_folder, is_fetched
 from fused_attention.training.fetch import FetchError

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.models import MODEL_HELP, encode, load
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.models.generation import CACHES, CacheName, stream

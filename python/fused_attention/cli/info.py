@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fused_attention import __version__, _ext, backends
+from fused_attention.arguments import Subparsers, add_command
 from fused_attention.benchmarks.machine import cpu_model, memory_gib
-from fused_attention.cli.arguments import Subparsers, add_command
 from fused_attention.cli.matrix import print_matrix, support
 from fused_attention.cli.output import Output
 

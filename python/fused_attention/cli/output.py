@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fused_attention.cli.arguments import STDOUT
+from fused_attention.arguments import STDOUT
 
 OnStep = Callable[[str, float], None]
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fused_attention import __version__
+from fused_attention.arguments import Parser
 from fused_attention.cli import (
     align,
     attention_map,
@@ -21,7 +22,6 @@ from fused_attention.cli import (
     train,
     translate,
 )
-from fused_attention.cli.arguments import Parser
 from fused_attention.cli.output import MissingExtraError, UsageError, missing_extra
 
 PROGRAM = "fused-attention"

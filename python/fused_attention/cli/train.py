@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.models.seq2seq_config import ATTENTIONS, CELLS
 from fused_attention.training.history import Entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fused_attention.cli import arguments as types
+from fused_attention import arguments as types
 from fused_attention.cli.models import MODEL_HELP, as_trained, load_translator, read_sentences
 from fused_attention.cli.output import Output, UsageError
 from fused_attention.models.seq2seq import Seq2Seq
