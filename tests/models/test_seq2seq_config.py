@@ -67,6 +67,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
         "encoder_dim": 20,
         "attention": "local-p",
     },
+    r"start_token: must be a token of the target, in \[0, 7\), got 7": {
+        "vocab_size": 9,
+        "target_vocab_size": 7,
+        "start_token": 7,
+    },
+    "pad_token: must be a token of the target, .*, got -1": {"pad_token": -1},
     "input_feeding: needs one of Luong's attentions, .*, got bahdanau": {"input_feeding": True},
     "normed: needs attention bahdanau, got local-m": {"normed": True, "attention": "local-m"},
     "maxout: must be 0, or above with attention bahdanau, got 3 with none": {

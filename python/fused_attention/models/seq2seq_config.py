@@ -88,6 +88,10 @@ class Seq2SeqConfig:
         for name in (*sizes, "location_length"):
             if getattr(self, name) < 1:
                 wrong_value(name, "must be at least 1", getattr(self, name))
+        for name in ("pad_token", "start_token", "end_token"):
+            if not 0 <= getattr(self, name) < self.logits_size:
+                rule = f"must be a token of the target, in [0, {self.logits_size})"
+                wrong_value(name, rule, getattr(self, name))
         for name in ("dropout", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 wrong_value(name, "must be in [0, 1)", getattr(self, name))
