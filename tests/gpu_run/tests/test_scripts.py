@@ -54,13 +54,13 @@ def test_equal_repeats_and_one_that_differs(tmp_path, few_calls, monkeypatch):
     assert code == 0
     assert [(line["repeats"], line["differing"]) for line in told["lines"][:1]] == [(3, 0)]
 
-    right, turn = cpu.forward, iter([0.0, 0.0, 1e-3, 0.0])
+    right, turn = cpu.attention, iter([0.0, 0.0, 1e-3, 0.0])
 
-    def sometimes(call):
-        out, lse = right(call)
+    def sometimes(*args, **options):
+        out, lse = right(*args, **options)
         return out, lse.index_fill(2, torch.tensor([7]), next(turn))
 
-    monkeypatch.setattr(cpu, "forward", sometimes)
+    monkeypatch.setattr(cpu, "attention", sometimes)
     code, told = run(repeat, tmp_path / "x.json", "--repeats", "3")
     assert code == 1 and told["lines"][0]["differing"] == 1
 
